@@ -1,0 +1,2 @@
+//! What one node does with its own machine: containers, GPUs, engines, files. It knows no REST, and it is told what shall
+//! run only by the node's own replica of the fleet's state.

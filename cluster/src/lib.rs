@@ -1,0 +1,15 @@
+//! How the nodes of a Muster fleet keep, agree on and share their state.
+//!
+//! It knows no HTTP and no containers, and it never ends the process: what is fatal here ends a value with a reason, and
+//! the binary decides what that means. `OVERVIEW.md` beside this crate has the picture and the invariants.
+
+pub mod consensus;
+pub mod ids;
+pub mod state;
+pub mod storage;
+
+/// The protobuf messages of `proto/storage.proto`. Only [`storage`] and [`consensus`] look inside.
+#[allow(missing_docs, clippy::pedantic)]
+pub(crate) mod pb {
+    include!(concat!(env!("OUT_DIR"), "/muster.storage.v1.rs"));
+}

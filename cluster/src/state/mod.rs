@@ -1,0 +1,32 @@
+//! The replicated state: what every node holds alike, and the deterministic step that changes it.
+
+mod tables;
+
+use bytes::Bytes;
+
+pub use tables::{Change, Record, RecordKey, TableId, Tables};
+
+use crate::storage::LogId;
+
+/// The meaning of commands: turns one command into writes.
+///
+/// It must be deterministic: no clock, no randomness, no I/O, nothing but the tables and the arguments.
+pub trait Machine: Send + 'static {
+    /// Applies the command at this position of the log and returns the encoded answer.
+    ///
+    /// # Errors
+    /// When this node can not carry the command out although the fleet has agreed on it: it is of a kind that this version
+    /// does not know, or it is damaged. The node stops then; skipping it would let the replicas drift apart. A command
+    /// that is merely refused by the domain's rules is an answer, not an error.
+    fn apply(&mut self, tables: &mut Tables, at: LogId, command: &[u8]) -> Result<Bytes, ApplyError>;
+}
+
+/// This node can not apply a committed command.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("entry {index} can not be applied by this version: {why}")]
+pub struct ApplyError {
+    /// The entry.
+    pub index: u64,
+    /// What is wrong with it.
+    pub why: String,
+}

@@ -1,0 +1,178 @@
+//! The replicated tables in memory: ordered, cheap to copy, with a running hash of every write.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use imbl::OrdMap;
+use sha2::{Digest, Sha256};
+
+/// A table of the replicated state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableId(pub u8);
+
+/// Where a record stands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordKey {
+    /// The table.
+    pub table: TableId,
+    /// The key within the table.
+    pub key: Bytes,
+}
+
+/// A stored value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The log index that wrote it last.
+    pub mod_index: u64,
+    /// The encoded value.
+    pub value: Bytes,
+}
+
+/// A record as it stands after a write; `None` when it was removed.
+pub type Change = (RecordKey, Option<Record>);
+
+/// All tables of one replica.
+///
+/// A clone is a consistent view that costs nothing; it is what a snapshot is built from.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    records: OrdMap<RecordKey, Record>,
+    hash: [u8; 32],
+    changes: Vec<Change>,
+}
+
+impl Tables {
+    /// The tables with this content, whose running hash had this value.
+    #[must_use]
+    pub fn restored(records: impl IntoIterator<Item = (RecordKey, Record)>, hash: [u8; 32]) -> Self {
+        Self { records: records.into_iter().collect(), hash, changes: Vec::new() }
+    }
+
+    /// The record of a key.
+    #[must_use]
+    pub fn get(&self, table: TableId, key: &[u8]) -> Option<&Record> {
+        self.records.get(&RecordKey { table, key: Bytes::copy_from_slice(key) })
+    }
+
+    /// Sets a key on behalf of the entry at `index`.
+    pub fn put(&mut self, table: TableId, key: impl Into<Bytes>, value: impl Into<Bytes>, index: u64) {
+        let key = RecordKey { table, key: key.into() };
+        let record = Record { mod_index: index, value: value.into() };
+        self.hash = chain(&self.hash, &key, Some(&record.value));
+        self.changes.push((key.clone(), Some(record.clone())));
+        self.records.insert(key, record);
+    }
+
+    /// Removes a key, if it is there.
+    pub fn remove(&mut self, table: TableId, key: impl Into<Bytes>) {
+        let key = RecordKey { table, key: key.into() };
+        if self.records.remove(&key).is_some() {
+            self.hash = chain(&self.hash, &key, None);
+            self.changes.push((key, None));
+        }
+    }
+
+    /// The records of a table from `from` on, in the order of their keys.
+    pub fn range(&self, table: TableId, from: &[u8]) -> impl Iterator<Item = (&[u8], &Record)> {
+        let start = RecordKey { table, key: Bytes::copy_from_slice(from) };
+        self.records
+            .range((Bound::Included(start), Bound::Unbounded))
+            .take_while(move |(key, _)| key.table == table)
+            .map(|(key, record)| (key.key.as_ref(), record))
+    }
+
+    /// Every record of every table, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&RecordKey, &Record)> {
+        self.records.iter()
+    }
+
+    /// How many records there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether there is no record.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The running hash over every write so far. Equal on all replicas at an equal index.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        self.hash
+    }
+
+    /// What was written since the last call, in order.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+}
+
+fn chain(previous: &[u8; 32], key: &RecordKey, value: Option<&Bytes>) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update(previous);
+    hasher.update([key.table.0]);
+    hasher.update((key.key.len() as u64).to_be_bytes());
+    hasher.update(&key.key);
+    // A removal and an empty value differ.
+    hasher.update([u8::from(value.is_some())]);
+    hasher.update(value.map_or(&[][..], |value| value));
+    hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: TableId = TableId(1);
+    const B: TableId = TableId(2);
+
+    #[test]
+    fn the_hash_tells_every_difference_in_what_was_written() {
+        type Write = (TableId, &'static [u8], Option<&'static [u8]>);
+        let hash = |writes: &[Write]| {
+            let mut tables = Tables::default();
+            for (index, (table, key, value)) in (1..).zip(writes) {
+                match value {
+                    Some(value) => tables.put(*table, *key, *value, index),
+                    None => tables.remove(*table, *key),
+                }
+            }
+            tables.hash()
+        };
+        let base = hash(&[(A, b"k", Some(b"v")), (A, b"l", Some(b"w"))]);
+        assert_eq!(base, hash(&[(A, b"k", Some(b"v")), (A, b"l", Some(b"w"))]));
+        for other in [
+            hash(&[(A, b"l", Some(b"w")), (A, b"k", Some(b"v"))]),
+            hash(&[(B, b"k", Some(b"v")), (A, b"l", Some(b"w"))]),
+            hash(&[(A, b"kv", Some(b"")), (A, b"l", Some(b"w"))]),
+            hash(&[(A, b"k", Some(b"v")), (A, b"l", Some(b"w")), (A, b"l", None)]),
+            hash(&[(A, b"k", Some(b"v")), (A, b"l", Some(b""))]),
+        ] {
+            assert_ne!(base, other);
+        }
+        assert_eq!(base, hash(&[(A, b"k", Some(b"v")), (A, b"l", Some(b"w")), (A, b"none", None)]));
+    }
+
+    #[test]
+    fn a_range_stays_in_its_table() {
+        let mut tables = Tables::default();
+        for (table, key) in [(A, "b"), (A, "a"), (B, "a"), (B, "c")] {
+            tables.put(table, key, "", 1);
+        }
+        let keys: Vec<_> = tables.range(A, b"").map(|(key, _)| key.to_vec()).collect();
+        assert_eq!(keys, [b"a", b"b"]);
+        assert_eq!(tables.range(B, b"b").count(), 1);
+    }
+
+    #[test]
+    fn a_clone_keeps_its_content() {
+        let mut tables = Tables::default();
+        tables.put(A, "k", "old", 1);
+        let view = tables.clone();
+        tables.put(A, "k", "new", 2);
+        assert_eq!(view.get(A, b"k").map(|record| record.value.clone()), Some(Bytes::from("old")));
+    }
+}

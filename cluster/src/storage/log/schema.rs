@@ -1,0 +1,123 @@
+//! How the log lies in its database.
+//!
+//! ```text
+//! log    index, u64 big endian              -> one byte: how many further parts, then the entry or its first part
+//! logx   index, u64; part, u16 big endian   -> a further part of a long entry
+//! meta   "format" | "store" | "vote" | "purged" | "committed" | "self-test"
+//! ```
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::storage::error::StoreError;
+use crate::storage::frame::OVERHEAD;
+use crate::storage::record::{Entry, Undecodable};
+use crate::storage::store::{Batch, Store, Tree};
+use crate::storage::{MAX_ENTRY, MAX_VALUE};
+
+pub(super) const LOG: Tree = Tree("log");
+pub(super) const LOGX: Tree = Tree("logx");
+pub(super) const META: Tree = Tree("meta");
+pub(in crate::storage) const TREES: [Tree; 3] = [LOG, LOGX, META];
+
+pub(super) const FORMAT: &[u8] = b"format";
+pub(super) const STORE: &[u8] = b"store";
+pub(super) const VOTE: &[u8] = b"vote";
+pub(super) const PURGED: &[u8] = b"purged";
+pub(super) const COMMITTED: &[u8] = b"committed";
+pub(super) const SELF_TEST: &[u8] = b"self-test";
+
+/// The longest part of an entry: a value without its frame and the byte that counts parts.
+const PART_BYTES: usize = MAX_VALUE - OVERHEAD - 1;
+
+/// Adds an entry to a batch.
+pub(super) fn put_entry(batch: &mut Batch, entry: &Entry) -> Result<(), StoreError> {
+    let encoded = entry.encode();
+    if encoded.len() > MAX_ENTRY {
+        return Err(StoreError::TooLarge {
+            what: format!("log entry {}", entry.log_id.index),
+            len: encoded.len(),
+            max: MAX_ENTRY,
+        });
+    }
+    let mut parts = encoded.chunks(PART_BYTES);
+    let first = parts.next().unwrap_or_default();
+    let mut value = Vec::with_capacity(first.len() + 1);
+    // MAX_ENTRY keeps the number of parts far below 256.
+    value.push(parts.len() as u8);
+    value.extend_from_slice(first);
+    let index = entry.log_id.index;
+    batch.put(LOG, index.to_be_bytes(), value);
+    for (number, part) in (1u16..).zip(parts) {
+        batch.put(LOGX, part_key(index, number), part);
+    }
+    Ok(())
+}
+
+/// Adds the removal of the entries `first..=last` to a batch, further parts included.
+pub(super) fn remove_entries(store: &dyn Store, batch: &mut Batch, first: u64, last: u64) -> Result<(), StoreError> {
+    for index in first..=last {
+        batch.remove(LOG, index.to_be_bytes());
+    }
+    store.scan(LOGX, &first.to_be_bytes(), &mut |key, _| {
+        if index_of(LOGX, key)? > last {
+            return Ok(ControlFlow::Break(()));
+        }
+        batch.remove(LOGX, key);
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Visits the stored entries from `from` on, in order.
+pub(super) fn scan_entries(
+    store: &dyn Store,
+    from: u64,
+    visit: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    store.scan(LOG, &from.to_be_bytes(), &mut |key, value| {
+        let index = index_of(LOG, key)?;
+        Ok(visit(read_entry(store, index, value)?))
+    })
+}
+
+fn read_entry(store: &dyn Store, index: u64, value: &[u8]) -> Result<Entry, StoreError> {
+    let damaged = |why: String| StoreError::Damaged { what: format!("log entry {index}"), why };
+    let (further, first) = value.split_first().ok_or_else(|| damaged("it is empty".to_owned()))?;
+    let mut encoded = first.to_vec();
+    for number in 1..=u16::from(*further) {
+        let part = store.get(LOGX, &part_key(index, number))?;
+        encoded.extend(part.ok_or_else(|| damaged(format!("part {number} of {further} is missing")))?);
+    }
+    let entry = Entry::decode(Bytes::from(encoded)).map_err(|why| why.of(format!("log entry {index}")))?;
+    if entry.log_id.index != index {
+        return Err(damaged(format!("it says that it is entry {}", entry.log_id.index)));
+    }
+    Ok(entry)
+}
+
+/// A value of the `meta` tree.
+pub(super) fn read_meta<T>(
+    store: &dyn Store,
+    key: &[u8],
+    decode: impl FnOnce(&[u8]) -> Result<T, Undecodable>,
+) -> Result<Option<T>, StoreError> {
+    match store.get(META, key)? {
+        Some(value) => Ok(Some(decode(&value).map_err(|why| why.of(String::from_utf8_lossy(key)))?)),
+        None => Ok(None),
+    }
+}
+
+fn part_key(index: u64, number: u16) -> [u8; 10] {
+    let mut key = [0; 10];
+    key[..8].copy_from_slice(&index.to_be_bytes());
+    key[8..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn index_of(tree: Tree, key: &[u8]) -> Result<u64, StoreError> {
+    match key.first_chunk() {
+        Some(index) => Ok(u64::from_be_bytes(*index)),
+        None => Err(StoreError::Damaged { what: format!("a key of {}", tree.0), why: "it is too short".to_owned() }),
+    }
+}

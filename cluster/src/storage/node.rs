@@ -1,0 +1,163 @@
+//! A node's data directory as a whole: which parts must be there, how they must fit, and what is set aside when they do not.
+//!
+//! ```text
+//! lock        held while the directory is open
+//! raft/       the log and the vote
+//! floor       what the log must hold at least
+//! state/      the durable copy of the replicated state
+//! snap/       snapshots
+//! quarantine-<time>/   what could not be trusted, with a file REASON
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::error::{OpenError, StoreError, Unusable};
+use super::log::RaftLog;
+use super::record::Applied;
+use super::sled_store::{SledStore, make_directory, sync_directory};
+use super::snapshot::SnapshotStore;
+use super::state::StateStore;
+use super::store::Opener;
+use crate::ids::StoreId;
+use crate::state::Tables;
+
+const LOG: &str = "raft";
+const FLOOR: &str = "floor";
+const STATE: &str = "state";
+const SNAPSHOTS: &str = "snap";
+const LOCK: &str = "lock";
+
+/// What opening needs from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// The identity of a log that is made now.
+    pub fresh_store_id: StoreId,
+    /// The time, for the names of what is set aside.
+    pub now: SystemTime,
+}
+
+/// What happened while opening.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// How long the disk took for one sync.
+    pub first_sync: Duration,
+    /// Where the state was moved, if it was damaged. It is rebuilt from the snapshot and the log.
+    pub state_set_aside: Option<PathBuf>,
+}
+
+/// Everything a node keeps on its disk, open.
+pub struct NodeStorage {
+    /// The Raft log and the vote.
+    pub log: RaftLog,
+    /// The durable copy of the state.
+    pub state: StateStore,
+    /// The snapshots.
+    pub snapshots: SnapshotStore,
+    /// The state as it was read.
+    pub tables: Tables,
+    /// Where the state stands.
+    pub applied: Applied,
+    /// What happened while opening.
+    pub report: OpenReport,
+    /// Held until the last handle is gone.
+    pub lock: DirectoryLock,
+}
+
+/// The right to use a data directory. It ends with the value.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    fn take(directory: &Path) -> Result<Self, OpenError> {
+        let path = directory.join(LOCK);
+        let doing = |e| StoreError::io(format!("locking {}", path.display()), e);
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(doing)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(OpenError::InUse(directory.to_owned())),
+            Err(TryLockError::Error(error)) => Err(doing(error).into()),
+        }
+    }
+}
+
+impl NodeStorage {
+    /// Opens the data directory or makes a new one. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// [`OpenError::Unusable`] when the directory can not be trusted to hold what its node has acknowledged. Nothing is
+    /// moved then: whether this node may give up its data is for its fleet to say (see [`quarantine`]).
+    pub fn open(directory: &Path, options: &OpenOptions) -> Result<Self, OpenError> {
+        Self::open_with(directory, options, &SledStore::opener())
+    }
+
+    /// Like [`Self::open`], over any database.
+    pub(crate) fn open_with(directory: &Path, options: &OpenOptions, opener: &Opener) -> Result<Self, OpenError> {
+        make_directory(directory)?;
+        let lock = DirectoryLock::take(directory)?;
+        let log = RaftLog::open(&directory.join(LOG), &directory.join(FLOOR), options.fresh_store_id, opener)?;
+        let snapshots = SnapshotStore::open(&directory.join(SNAPSHOTS))?;
+        let mut report = OpenReport { first_sync: log.first_sync(), ..OpenReport::default() };
+        let state_directory = directory.join(STATE);
+        let (state, tables, applied) = match StateStore::open(&state_directory, opener) {
+            Ok(opened) => opened,
+            // The state is a copy of what snapshot and log hold: it may be given up without asking anybody.
+            Err(error @ (StoreError::Damaged { .. } | StoreError::Database { .. })) => {
+                let aside = set_aside(directory, &[STATE], &error.to_string(), options.now)?;
+                tracing::error!(%error, to = %aside.display(), "the state does not open; rebuilding it from snapshot and log");
+                report.state_set_aside = Some(aside);
+                StateStore::open(&state_directory, opener)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let purged = log.position().purged.map_or(0, |id| id.index);
+        let covered = applied.index().max(snapshots.latest().map_or(0, |file| file.applied.index()));
+        if covered < purged {
+            let why = Unusable::StateLost { purged, covered };
+            return Err(OpenError::Unusable { path: directory.to_owned(), why });
+        }
+        Ok(Self { log, state, snapshots, tables, applied, report, lock })
+    }
+}
+
+/// Sets everything in a data directory aside, with the reason, and returns where. The node that starts on it next is a new
+/// one.
+///
+/// For a voter this is only right once its fleet has removed it: a power cut of a whole site must not make every voter
+/// discard itself.
+///
+/// # Errors
+/// When the directory is in use, or the disk refused.
+pub fn quarantine(directory: &Path, reason: &Unusable, now: SystemTime) -> Result<PathBuf, OpenError> {
+    let _lock = DirectoryLock::take(directory)?;
+    Ok(set_aside(directory, &[LOG, FLOOR, STATE, SNAPSHOTS], &reason.to_string(), now)?)
+}
+
+fn set_aside(directory: &Path, parts: &[&str], reason: &str, now: SystemTime) -> Result<PathBuf, StoreError> {
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let mut aside = directory.join(format!("quarantine-{seconds}"));
+    let mut attempt = 0;
+    // Two in one second get two names: nothing that was set aside is ever overwritten.
+    while let Err(error) = fs::create_dir(&aside) {
+        if error.kind() != std::io::ErrorKind::AlreadyExists {
+            return Err(StoreError::io(format!("making {}", aside.display()), error));
+        }
+        attempt += 1;
+        aside = directory.join(format!("quarantine-{seconds}-{attempt}"));
+    }
+    let doing = |e| StoreError::io(format!("moving data to {}", aside.display()), e);
+    fs::write(aside.join("REASON"), format!("{reason}\n")).map_err(doing)?;
+    for part in parts {
+        match fs::rename(directory.join(part), aside.join(part)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(doing(error)),
+        }
+    }
+    sync_directory(&aside)?;
+    sync_directory(directory)?;
+    Ok(aside)
+}

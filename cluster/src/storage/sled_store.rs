@@ -1,0 +1,424 @@
+//! sled 0.34.7 behind the [`Store`] contract, with the guards that make it keep its promises.
+//!
+//! - `flush` writes without a barrier, so [`SledStore::sync`] adds `fdatasync` on the data file (INV-1).
+//! - The background flusher is off: it would hide a missing barrier from every test and drops its own errors.
+//! - Values beyond [`MAX_VALUE`] are refused, because sled puts them into blob files that it never syncs.
+//! - A half-written `snap.*.generating` makes sled refuse to open; it is removed before every open.
+//! - What recovery is about to read is synced first: sled writes a synced summary of it, which must not outlive it.
+//! - A database is created beside its place and renamed into it, so that a half-made one is never opened.
+//! - sled panics where others return errors; every call is made behind `catch_unwind`.
+//! - A failed background write can leave a flush waiting for ever; a watcher wakes it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sled::transaction::{TransactionError, Transactional};
+
+use super::error::StoreError;
+use super::frame;
+use super::store::{Batch, Opener, Store, Tree, Visitor};
+use super::{MAX_VALUE, frame::OVERHEAD};
+
+/// Can not be changed once a database exists. Large enough that no leaf of 16 values of [`MAX_VALUE`] spills into a blob.
+const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
+
+/// sled's page cache, in bytes. Both databases stay far below it.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How long a sync may take before the watcher suspects that its wake-up was lost.
+const SYNC_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long sled's own threads may hold a closed database's lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// An open sled database.
+pub(super) struct SledStore {
+    path: PathBuf,
+    // An option only so that `drop` can end it behind `catch_unwind`.
+    open: Option<Open>,
+    failed: OnceLock<Arc<StoreError>>,
+    watcher: Arc<Watcher>,
+    watcher_thread: Option<JoinHandle<()>>,
+}
+
+struct Open {
+    db: sled::Db,
+    trees: BTreeMap<Tree, sled::Tree>,
+    data: File,
+}
+
+impl SledStore {
+    /// The way to open a real database.
+    pub(super) fn opener() -> Opener {
+        Arc::new(|path, trees| Ok(Arc::new(Self::open(path, trees)?)))
+    }
+
+    /// Opens the database at `path`, or creates it there.
+    pub(super) fn open(path: &Path, trees: &[Tree]) -> Result<Self, StoreError> {
+        let unfinished = sibling(path, "new");
+        remove_dir_if_present(&unfinished)?;
+        if !path.exists() {
+            drop(open_database(&unfinished, trees)?);
+            sync_tree(&unfinished)?;
+            fs::rename(&unfinished, path)
+                .map_err(|e| StoreError::io(format!("moving {} into place", path.display()), e))?;
+            sync_directory(parent(path))?;
+        }
+        remove_half_written_summaries(path)?;
+        let data = open_data(path)?;
+        data.sync_all().map_err(|e| StoreError::io(format!("syncing {} before opening it", path.display()), e))?;
+        drop(data);
+
+        let open = open_database(path, trees)?;
+        // sled's recovery renamed and removed files here; from now on the directory is as it stands.
+        sync_directory(path)?;
+
+        let watcher = Arc::new(Watcher::default());
+        let watcher_thread = spawn_watcher(&watcher, &open.db, path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            open: Some(open),
+            failed: OnceLock::new(),
+            watcher,
+            watcher_thread: Some(watcher_thread),
+        })
+    }
+
+    fn guarded<T>(&self, doing: &str, action: impl FnOnce(&Open) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Some(earlier) = self.failed.get() {
+            return Err(StoreError::Failed(Arc::clone(earlier)));
+        }
+        let Some(open) = &self.open else { return Err(StoreError::Closed) };
+        let outcome = no_panic(doing, &self.path, || action(open));
+        if let Err(error) = &outcome
+            && error.is_fatal()
+        {
+            // Never retried: a page that failed to reach the disk may already be marked clean.
+            let _ = self.failed.set(Arc::new(error.clone()));
+        }
+        outcome
+    }
+
+    fn database_error(&self, doing: &str, error: sled::Error) -> StoreError {
+        database_error(doing, &self.path, error)
+    }
+}
+
+impl Store for SledStore {
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        for (tree, key, value) in &batch.writes {
+            let len = value.as_ref().map_or(0, Vec::len);
+            if len + OVERHEAD > MAX_VALUE {
+                let what = format!("the value of {}", place(*tree, key));
+                return Err(StoreError::TooLarge { what, len, max: MAX_VALUE - OVERHEAD });
+            }
+        }
+        self.guarded("writing", |open| {
+            let mut per_tree: BTreeMap<Tree, sled::Batch> = BTreeMap::new();
+            for (tree, key, value) in batch.writes {
+                let sled_batch = per_tree.entry(tree).or_default();
+                match value {
+                    Some(value) => sled_batch.insert(key.as_slice(), frame::seal(tree.0, &key, &value)),
+                    None => sled_batch.remove(key.as_slice()),
+                }
+            }
+            let known = |tree: &Tree| {
+                let unknown =
+                    || StoreError::OutOfOrder { what: "a write", why: format!("there is no tree {}", tree.0) };
+                open.trees.get(tree).ok_or_else(unknown)
+            };
+            // One tree is the hot path of the log, and cheaper: a transaction over several reads every key first.
+            if per_tree.len() == 1
+                && let Some((tree, sled_batch)) = per_tree.pop_first()
+            {
+                return known(&tree)?.apply_batch(sled_batch).map_err(|e| self.database_error("writing", e));
+            }
+            let trees = per_tree.keys().map(known).collect::<Result<Vec<_>, _>>()?;
+            let batches: Vec<_> = per_tree.values().collect();
+            let outcome = trees.as_slice().transaction(|views| {
+                for (view, sled_batch) in views.iter().zip(&batches) {
+                    view.apply_batch(sled_batch)?;
+                }
+                Ok(())
+            });
+            outcome.map_err(|error| match error {
+                TransactionError::Storage(error) => self.database_error("writing", error),
+                TransactionError::Abort(()) => StoreError::Closed,
+            })
+        })
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.guarded("syncing", |open| {
+            self.watcher.begin(Instant::now());
+            let flushed = open.db.flush();
+            self.watcher.end();
+            flushed.map_err(|e| self.database_error("flushing", e))?;
+            open.data.sync_data().map_err(|e| StoreError::io(format!("syncing {}", self.path.display()), e))?;
+            debug_assert!(no_blobs(&self.path), "a value spilled into a blob file, which is never synced");
+            Ok(())
+        })
+    }
+
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.guarded("reading", |open| {
+            let Some(sled_tree) = open.trees.get(&tree) else { return Ok(None) };
+            match sled_tree.get(key).map_err(|e| self.database_error("reading", e))? {
+                Some(framed) => Ok(Some(unframe(tree, key, &framed)?.to_vec())),
+                None => Ok(None),
+            }
+        })
+    }
+
+    fn scan(&self, tree: Tree, from: &[u8], visit: &mut Visitor<'_>) -> Result<(), StoreError> {
+        self.guarded("reading", |open| {
+            let Some(sled_tree) = open.trees.get(&tree) else { return Ok(()) };
+            for pair in sled_tree.range(from..) {
+                let (key, framed) = pair.map_err(|e| self.database_error("reading", e))?;
+                let value = unframe(tree, &key, &framed)?;
+                if let ControlFlow::Break(()) = visit(&key, value)? {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        self.watcher.stop();
+        if let Some(thread) = self.watcher_thread.take() {
+            let _ = thread.join();
+        }
+        // sled's own drop flushes and unwraps; after a failure that would be a panic while closing.
+        let open = self.open.take();
+        if let Err(error) = no_panic("closing", &self.path, || {
+            drop(open);
+            Ok(())
+        }) {
+            tracing::error!(%error, "the database did not close cleanly");
+        }
+    }
+}
+
+fn unframe<'a>(tree: Tree, key: &[u8], framed: &'a [u8]) -> Result<&'a [u8], StoreError> {
+    frame::open(tree.0, key, framed).map_err(|why| StoreError::Damaged { what: place(tree, key), why })
+}
+
+fn place(tree: Tree, key: &[u8]) -> String {
+    let key: String = key.iter().take(32).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}/{key}", tree.0)
+}
+
+fn open_database(path: &Path, trees: &[Tree]) -> Result<Open, StoreError> {
+    no_panic("opening", path, || {
+        let config = sled::Config::new()
+            .path(path)
+            .mode(sled::Mode::LowSpace)
+            .cache_capacity(CACHE_BYTES)
+            .segment_size(SEGMENT_BYTES)
+            .flush_every_ms(None);
+        let give_up = Instant::now() + LOCK_PATIENCE;
+        let db = loop {
+            match config.open() {
+                Ok(db) => break db,
+                // The directory is ours (the data directory's lock says so): only a thread of an earlier, closed handle in
+                // this process can still hold it, and not for long.
+                Err(error) if is_lock_error(&error) && Instant::now() < give_up => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(database_error("opening", path, error)),
+            }
+        };
+        let mut opened = BTreeMap::new();
+        for tree in trees {
+            let handle = db.open_tree(tree.0).map_err(|e| database_error("opening", path, e))?;
+            opened.insert(*tree, handle);
+        }
+        Ok(Open { db, trees: opened, data: open_data(path)? })
+    })
+}
+
+fn is_lock_error(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(io) if io.to_string().contains("could not acquire lock"))
+}
+
+fn open_data(path: &Path) -> Result<File, StoreError> {
+    let data = path.join("db");
+    File::options()
+        .read(true)
+        .write(true)
+        .open(&data)
+        .map_err(|e| StoreError::io(format!("opening {}", data.display()), e))
+}
+
+fn database_error(doing: &str, path: &Path, error: sled::Error) -> StoreError {
+    let doing = format!("{doing} {}", path.display());
+    match error {
+        sled::Error::Io(source) => StoreError::io(doing, source),
+        other => StoreError::Database { doing, why: other.to_string() },
+    }
+}
+
+/// Runs a call into sled and turns a panic into an error.
+fn no_panic<T>(doing: &str, path: &Path, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let why = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|why| (*why).to_owned()))
+            .unwrap_or_else(|| "it panicked without a word".to_owned());
+        Err(StoreError::Database { doing: format!("{doing} {}", path.display()), why: format!("panic: {why}") })
+    })
+}
+
+fn remove_half_written_summaries(path: &Path) -> Result<(), StoreError> {
+    let doing = || format!("clearing {} of half-written summaries", path.display());
+    for entry in fs::read_dir(path).map_err(|e| StoreError::io(doing(), e))? {
+        let entry = entry.map_err(|e| StoreError::io(doing(), e))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            tracing::warn!(file = %entry.path().display(), "removing a half-written summary of an interrupted start");
+            fs::remove_file(entry.path()).map_err(|e| StoreError::io(doing(), e))?;
+        }
+    }
+    Ok(())
+}
+
+fn no_blobs(path: &Path) -> bool {
+    fs::read_dir(path.join("blobs")).map_or(true, |mut blobs| blobs.next().is_none())
+}
+
+/// The path beside `path` whose name has this suffix.
+pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+pub(super) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        // A relative path of one name lies in the current directory.
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => Path::new("/"),
+    }
+}
+
+pub(super) fn remove_dir_if_present(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StoreError::io(format!("removing {}", path.display()), error)),
+    }
+}
+
+/// Makes a directory with those above it, if it is not there, and their names durable.
+pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    make_directory(parent(path))?;
+    match fs::create_dir(path) {
+        Ok(()) => sync_directory(parent(path)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(StoreError::io(format!("making the directory {}", path.display()), error)),
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|e| StoreError::io(format!("syncing the directory {}", path.display()), e))
+}
+
+/// Makes a directory with everything in it durable.
+fn sync_tree(path: &Path) -> Result<(), StoreError> {
+    let doing = |path: &Path| format!("syncing {}", path.display());
+    for entry in fs::read_dir(path).map_err(|e| StoreError::io(doing(path), e))? {
+        let path = entry.map_err(|e| StoreError::io(doing(path), e))?.path();
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| StoreError::io(doing(&path), e))?;
+        }
+    }
+    sync_directory(path)
+}
+
+/// Wakes a flush that waits for a background write which has already failed.
+///
+/// sled notifies its waiters of such a failure on one of its two paths only; on the other the waiter sleeps for ever. A
+/// second flush finds the recorded error, returns it, and wakes the first on its way out.
+#[derive(Default)]
+struct Watcher {
+    since: Mutex<Option<Instant>>,
+    changed: Condvar,
+    stopped: AtomicBool,
+}
+
+impl Watcher {
+    fn begin(&self, now: Instant) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        self.changed.notify_one();
+    }
+
+    fn end(&self) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        // Taken so that the notification can not fall between the watcher's check and its wait.
+        drop(self.since.lock());
+        self.changed.notify_one();
+    }
+
+    /// Blocks until a sync has been running for too long; `false` when stopped.
+    fn wait_for_a_stuck_sync(&self) -> bool {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if self.stopped.load(Ordering::Acquire) {
+                return false;
+            }
+            since = match *since {
+                None => self.changed.wait(since).unwrap_or_else(PoisonError::into_inner),
+                Some(begun) if begun.elapsed() >= SYNC_PATIENCE => return true,
+                Some(_) => self.changed.wait_timeout(since, SYNC_PATIENCE).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+}
+
+fn spawn_watcher(watcher: &Arc<Watcher>, db: &sled::Db, path: &Path) -> Result<JoinHandle<()>, StoreError> {
+    let (watcher, db, shown) = (Arc::clone(watcher), db.clone(), path.to_owned());
+    std::thread::Builder::new()
+        .name("store-watch".to_owned())
+        .spawn(move || {
+            while watcher.wait_for_a_stuck_sync() {
+                tracing::warn!(path = %shown.display(), "a sync takes longer than {SYNC_PATIENCE:?}");
+                let _ = no_panic("checking", &shown, || db.flush().map_err(|e| database_error("checking", &shown, e)));
+                // The slow sync itself reports how it ended; give it time before the next look.
+                let since = watcher.since.lock().unwrap_or_else(PoisonError::into_inner);
+                if !watcher.stopped.load(Ordering::Acquire) {
+                    let _ = watcher.changed.wait_timeout(since, SYNC_PATIENCE);
+                }
+            }
+        })
+        .map_err(|e| StoreError::io("starting the store's watcher", e))
+}

@@ -1,0 +1,86 @@
+//! A database that fails on purpose, for tests.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use super::error::StoreError;
+use super::node::OpenOptions;
+use super::sled_store::SledStore;
+use super::store::{Batch, Opener, Store, Tree, Visitor};
+use crate::ids::StoreId;
+
+/// Options for a directory of a test.
+pub(crate) fn options() -> OpenOptions {
+    OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now() }
+}
+
+/// Counts the writes and syncs of all databases of a node, and fails the one whose turn it is, and every later one.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    done: AtomicU64,
+    fails_at: AtomicU64,
+}
+
+impl Fault {
+    pub(crate) fn never() -> Arc<Self> {
+        Arc::new(Self { done: AtomicU64::new(0), fails_at: AtomicU64::new(u64::MAX) })
+    }
+
+    /// The `nth` write or sync from now on fails; the next one is number 1.
+    pub(crate) fn fail_at(&self, nth: u64) {
+        self.fails_at.store(self.done() + nth, Ordering::SeqCst);
+    }
+
+    /// How many writes and syncs were tried.
+    pub(crate) fn done(&self) -> u64 {
+        self.done.load(Ordering::SeqCst)
+    }
+
+    /// Whether it has struck.
+    pub(crate) fn struck(&self) -> bool {
+        self.done() >= self.fails_at.load(Ordering::SeqCst)
+    }
+
+    /// Real databases under this fault.
+    pub(crate) fn opener(self: &Arc<Self>) -> Opener {
+        let fault = Arc::clone(self);
+        Arc::new(move |path, trees| {
+            Ok(Arc::new(FaultyStore { inner: SledStore::open(path, trees)?, fault: Arc::clone(&fault) }))
+        })
+    }
+
+    fn step(&self) -> Result<(), StoreError> {
+        let number = self.done.fetch_add(1, Ordering::SeqCst) + 1;
+        if number >= self.fails_at.load(Ordering::SeqCst) {
+            return Err(StoreError::io("a write that a test lets fail", io::Error::other("injected")));
+        }
+        Ok(())
+    }
+}
+
+struct FaultyStore {
+    inner: SledStore,
+    fault: Arc<Fault>,
+}
+
+impl Store for FaultyStore {
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        self.fault.step()?;
+        self.inner.write(batch)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.fault.step()?;
+        self.inner.sync()
+    }
+
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.get(tree, key)
+    }
+
+    fn scan(&self, tree: Tree, from: &[u8], visit: &mut Visitor<'_>) -> Result<(), StoreError> {
+        self.inner.scan(tree, from, visit)
+    }
+}

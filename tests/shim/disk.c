@@ -1,0 +1,291 @@
+// Stands between a process and its disk (LD_PRELOAD): records what is written and which barriers are issued, and can let a
+// write or a barrier fail. What is recorded is enough to rebuild what a loss of power at any moment could have left.
+//
+//   DISK_ROOT        only files below this directory are looked at
+//   DISK_TRACE       the file that records are appended to; without it nothing is recorded
+//   DISK_FAIL_WRITE  the number of the write that fails, counted from 1; every later one fails too
+//   DISK_FAIL_SYNC   the same for barriers
+//   DISK_ERRNO       the error they fail with, EIO if not given
+//
+// A record: op (u8), fd (i32), a (u64), b (u64), length (u32), bytes; little endian. See tests/src/disk.rs for the meaning.
+// A write is recorded after it happened and a barrier names how far the trace was when it began, so a write counts as
+// covered only if it had surely ended before.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+enum { OPEN = 1, CLOSE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MKDIR, RMDIR, ACK };
+enum { UNTRACKED = 0, FILE_FD, DIRECTORY_FD, ACK_FD };
+
+#define MAX_FD 4096
+static unsigned char kinds[MAX_FD];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static const char *root;
+static size_t root_length;
+static int trace = -1;
+static long fail_write, fail_sync, writes, syncs;
+static int fail_errno = EIO;
+
+#define REAL(name) __typeof__(name) *real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
+
+__attribute__((constructor)) static void start(void) {
+    const char *value;
+    root = getenv("DISK_ROOT");
+    root_length = root ? strlen(root) : 0;
+    if ((value = getenv("DISK_FAIL_WRITE"))) fail_write = atol(value);
+    if ((value = getenv("DISK_FAIL_SYNC"))) fail_sync = atol(value);
+    if ((value = getenv("DISK_ERRNO"))) fail_errno = atoi(value);
+    if ((value = getenv("DISK_TRACE"))) {
+        int (*real)(const char *, int, ...) = (int (*)(const char *, int, ...))dlsym(RTLD_NEXT, "open");
+        trace = real(value, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    }
+}
+
+static int below_root(const char *path) {
+    return root && strncmp(path, root, root_length) == 0 && (path[root_length] == '/' || path[root_length] == 0);
+}
+
+// The absolute path of something named relative to a directory descriptor.
+static int resolve(int dirfd, const char *path, char *out) {
+    char link[64];
+    ssize_t n;
+    if (path[0] == '/') return snprintf(out, PATH_MAX, "%s", path) < PATH_MAX;
+    if (dirfd == AT_FDCWD) {
+        if (!getcwd(out, PATH_MAX)) return 0;
+        n = (ssize_t)strlen(out);
+    } else {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", dirfd);
+        n = readlink(link, out, PATH_MAX - 1);
+        if (n < 0) return 0;
+    }
+    return snprintf(out + n, (size_t)(PATH_MAX - n), "/%s", path) < PATH_MAX - n;
+}
+
+static void put(unsigned char op, int fd, uint64_t a, uint64_t b, const void *bytes, uint32_t length) {
+    REAL(write);
+    unsigned char head[25];
+    int32_t descriptor = fd;
+    if (trace < 0) return;
+    head[0] = op;
+    memcpy(head + 1, &descriptor, 4);
+    memcpy(head + 5, &a, 8);
+    memcpy(head + 13, &b, 8);
+    memcpy(head + 21, &length, 4);
+    if (real(trace, head, sizeof head) != (ssize_t)sizeof head) abort();
+    for (const char *rest = bytes; length > 0;) {
+        ssize_t n = real(trace, rest, length);
+        if (n <= 0) abort();
+        rest += n;
+        length -= (uint32_t)n;
+    }
+}
+
+static void record(unsigned char op, int fd, uint64_t a, uint64_t b, const void *bytes, size_t length) {
+    int saved = errno;
+    pthread_mutex_lock(&lock);
+    put(op, fd, a, b, bytes, (uint32_t)length);
+    pthread_mutex_unlock(&lock);
+    errno = saved;
+}
+
+static void record_two(unsigned char op, const char *from, const char *to) {
+    char both[2 * PATH_MAX];
+    size_t first = strlen(from) + 1, second = strlen(to);
+    memcpy(both, from, first);
+    memcpy(both + first, to, second);
+    record(op, -1, 0, 0, both, first + second);
+}
+
+static int kind(int fd) { return fd >= 0 && fd < MAX_FD ? kinds[fd] : UNTRACKED; }
+
+static int fails(long *counter, long limit) {
+    long number = __atomic_add_fetch(counter, 1, __ATOMIC_SEQ_CST);
+    if (limit > 0 && number >= limit) {
+        errno = fail_errno;
+        return 1;
+    }
+    return 0;
+}
+
+static void opened(int fd, int flags, int dirfd, const char *path) {
+    char full[PATH_MAX];
+    struct stat info;
+    size_t length;
+    if (fd < 0 || fd >= MAX_FD || !resolve(dirfd, path, full) || !below_root(full)) return;
+    length = strlen(full);
+    if (length > 5 && strcmp(full + length - 5, ".acks") == 0) {
+        kinds[fd] = ACK_FD;
+        return;
+    }
+    if (fstat(fd, &info) != 0) return;
+    kinds[fd] = S_ISDIR(info.st_mode) ? DIRECTORY_FD : FILE_FD;
+    record(OPEN, fd, (uint64_t)flags, kinds[fd] == DIRECTORY_FD, full, length);
+}
+
+#define MODE(flags, last)                     \
+    mode_t mode = 0;                          \
+    if ((flags) & (O_CREAT | O_TMPFILE)) {    \
+        va_list rest;                         \
+        va_start(rest, last);                 \
+        mode = va_arg(rest, mode_t);          \
+        va_end(rest);                         \
+    }
+
+int open(const char *path, int flags, ...) {
+    REAL(open);
+    MODE(flags, flags)
+    int fd = real(path, flags, mode);
+    opened(fd, flags, AT_FDCWD, path);
+    return fd;
+}
+
+int open64(const char *path, int flags, ...) {
+    REAL(open64);
+    MODE(flags, flags)
+    int fd = real(path, flags, mode);
+    opened(fd, flags, AT_FDCWD, path);
+    return fd;
+}
+
+int openat(int dirfd, const char *path, int flags, ...) {
+    REAL(openat);
+    MODE(flags, flags)
+    int fd = real(dirfd, path, flags, mode);
+    opened(fd, flags, dirfd, path);
+    return fd;
+}
+
+int openat64(int dirfd, const char *path, int flags, ...) {
+    REAL(openat64);
+    MODE(flags, flags)
+    int fd = real(dirfd, path, flags, mode);
+    opened(fd, flags, dirfd, path);
+    return fd;
+}
+
+int close(int fd) {
+    REAL(close);
+    int tracked = kind(fd);
+    if (tracked != UNTRACKED) {
+        kinds[fd] = UNTRACKED;
+        // Before the call: the number may be given out again at once.
+        if (tracked != ACK_FD) record(CLOSE, fd, 0, 0, "", 0);
+    }
+    return real(fd);
+}
+
+ssize_t write(int fd, const void *bytes, size_t length) {
+    REAL(write);
+    ssize_t n;
+    switch (kind(fd)) {
+    case ACK_FD:
+        record(ACK, fd, 0, 0, bytes, length);
+        return real(fd, bytes, length);
+    case FILE_FD:
+        if (fails(&writes, fail_write)) return -1;
+        n = real(fd, bytes, length);
+        if (n > 0) record(WRITE, fd, (uint64_t)(lseek(fd, 0, SEEK_CUR) - n), 0, bytes, (size_t)n);
+        return n;
+    default:
+        return real(fd, bytes, length);
+    }
+}
+
+ssize_t pwrite64(int fd, const void *bytes, size_t length, off64_t offset) {
+    REAL(pwrite64);
+    if (kind(fd) != FILE_FD) return real(fd, bytes, length, offset);
+    if (fails(&writes, fail_write)) return -1;
+    ssize_t n = real(fd, bytes, length, offset);
+    if (n > 0) record(WRITE, fd, (uint64_t)offset, 0, bytes, (size_t)n);
+    return n;
+}
+
+ssize_t pwrite(int fd, const void *bytes, size_t length, off_t offset) { return pwrite64(fd, bytes, length, offset); }
+
+int ftruncate64(int fd, off64_t length) {
+    REAL(ftruncate64);
+    if (kind(fd) == FILE_FD && fails(&writes, fail_write)) return -1;
+    int outcome = real(fd, length);
+    if (outcome == 0 && kind(fd) == FILE_FD) record(TRUNCATE, fd, (uint64_t)length, 0, "", 0);
+    return outcome;
+}
+
+int ftruncate(int fd, off_t length) { return ftruncate64(fd, length); }
+
+static int barrier(int fd, int (*real)(int)) {
+    off64_t began;
+    int outcome;
+    if (kind(fd) != FILE_FD && kind(fd) != DIRECTORY_FD) return real(fd);
+    if (fails(&syncs, fail_sync)) return -1;
+    pthread_mutex_lock(&lock);
+    began = trace < 0 ? 0 : lseek64(trace, 0, SEEK_END);
+    pthread_mutex_unlock(&lock);
+    outcome = real(fd);
+    if (outcome == 0) record(SYNC, fd, (uint64_t)began, 0, "", 0);
+    return outcome;
+}
+
+int fsync(int fd) {
+    REAL(fsync);
+    return barrier(fd, real);
+}
+
+int fdatasync(int fd) {
+    REAL(fdatasync);
+    return barrier(fd, real);
+}
+
+int rename(const char *from, const char *to) {
+    REAL(rename);
+    char full_from[PATH_MAX], full_to[PATH_MAX];
+    int outcome = real(from, to);
+    if (outcome == 0 && resolve(AT_FDCWD, from, full_from) && resolve(AT_FDCWD, to, full_to) && below_root(full_from))
+        record_two(RENAME, full_from, full_to);
+    return outcome;
+}
+
+static void removed(unsigned char op, int dirfd, const char *path) {
+    char full[PATH_MAX];
+    if (resolve(dirfd, path, full) && below_root(full)) record(op, -1, 0, 0, full, strlen(full));
+}
+
+int unlink(const char *path) {
+    REAL(unlink);
+    int outcome = real(path);
+    if (outcome == 0) removed(UNLINK, AT_FDCWD, path);
+    return outcome;
+}
+
+int unlinkat(int dirfd, const char *path, int flags) {
+    REAL(unlinkat);
+    char full[PATH_MAX];
+    int known = resolve(dirfd, path, full) && below_root(full);
+    int outcome = real(dirfd, path, flags);
+    if (outcome == 0 && known) record(flags & AT_REMOVEDIR ? RMDIR : UNLINK, -1, 0, 0, full, strlen(full));
+    return outcome;
+}
+
+int rmdir(const char *path) {
+    REAL(rmdir);
+    int outcome = real(path);
+    if (outcome == 0) removed(RMDIR, AT_FDCWD, path);
+    return outcome;
+}
+
+int mkdir(const char *path, mode_t mode) {
+    REAL(mkdir);
+    int outcome = real(path, mode);
+    if (outcome == 0) removed(MKDIR, AT_FDCWD, path);
+    return outcome;
+}

@@ -1,0 +1,131 @@
+//! The storage after a loss of power at any moment: nothing that was acknowledged is lost, and it always opens.
+//!
+//! A worker runs on a real directory while every write and barrier is recorded; it is killed and started again on the way.
+//! Then the disk is rebuilt as it may have been at many moments of the recording, and opened.
+
+use std::path::Path;
+use std::process::Command;
+
+use muster_tests::disk::{Disk, Event, Step, Survives, cuts, read_trace};
+use muster_tests::groups::Group;
+use muster_tests::process::{Process, binary, disk_library, wait_for};
+use muster_tests::workload::{History, PATIENCE};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+fn worker(directory: &Path, trace: Option<&Path>, seed: u64, operations: u64) -> Command {
+    let mut command = Command::new(binary("store-worker"));
+    command
+        .arg("--data-dir")
+        .arg(directory.join("data"))
+        .arg("--acks")
+        .arg(directory.join("lines.acks"))
+        .args(["--seed", &seed.to_string(), "--operations", &operations.to_string()])
+        .env("DISK_ROOT", directory);
+    if let Some(trace) = trace {
+        command.env("DISK_TRACE", trace).env("LD_PRELOAD", disk_library());
+    }
+    command
+}
+
+fn lines(path: &Path) -> usize {
+    std::fs::read(path).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
+}
+
+/// Records two runs that end by signal 9 at some moment and one that ends well.
+fn record(directory: &Path, trace: &Path, seed: u64) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let acks = directory.join("lines.acks");
+    for turn in 0..2 {
+        let mut process = Process::start(&mut worker(directory, Some(trace), seed * 10 + turn, 1_000_000));
+        let enough = lines(&acks) + random.random_range(300..1200);
+        wait_for(PATIENCE, "the worker to have done something", || {
+            assert!(process.ended().is_none(), "the worker ended by itself");
+            (lines(&acks) >= enough).then_some(())
+        });
+        process.kill();
+    }
+    let mut process = Process::start(&mut worker(directory, Some(trace), seed * 10 + 2, 400));
+    assert!(process.wait(PATIENCE).success(), "the last run ends well");
+}
+
+/// Cuts the recording at many moments and opens what is left; returns how many images there were.
+fn replay(root: &Path, steps: &[Step], number: usize, seed: u64) -> usize {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut disk = Disk::new(root);
+    let mut history = History::default();
+    let mut at = 0;
+    let mut images = 0;
+    let mut broken = Vec::new();
+    for cut in cuts(steps, number, &mut random) {
+        while at < cut {
+            disk.advance(&steps[at]);
+            if let Event::Ack(lines) = &steps[at].event {
+                for line in lines.lines() {
+                    let line = line.parse().expect("a line of the worker");
+                    history.take(line).unwrap_or_else(|why| panic!("seed {seed}, step {at}: after a kill, {why}"));
+                }
+            }
+            at += 1;
+        }
+        for survives in [Survives::Nothing, Survives::Prefix, Survives::RandomHalf] {
+            let image_seed = random.random();
+            let left = tempfile::tempdir_in(fast_place()).expect("a directory");
+            disk.lose_power(survives, image_seed, left.path()).expect("the image is written");
+            let data = left.path().join("data");
+            images += 1;
+            // Twice: what recovery has written must be as good as what it found.
+            let outcome = history.check(&data).and_then(|()| history.check(&data));
+            if let Err(why) = outcome {
+                broken.push(format!(
+                    "cut at step {cut} of {}, {survives:?} survives, image {image_seed}: {why}",
+                    steps.len()
+                ));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "seed {seed}: {} of {images} images are broken:\n{}", broken.len(), broken.join("\n"));
+    assert!(history.acknowledgements() > 0, "nothing was acknowledged, so nothing was tested");
+    images
+}
+
+/// Images are written once and read once: memory will do.
+fn fast_place() -> &'static Path {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { memory } else { Path::new("/tmp") }
+}
+
+fn run(seed: u64, number: usize) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let trace = directory.path().with_extension("trace");
+    record(directory.path(), &trace, seed);
+    let steps = read_trace(&trace).expect("the recording");
+    std::fs::remove_file(&trace).expect("the recording goes");
+    let syncs = steps.iter().filter(|step| matches!(step.event, Event::Sync(..))).count();
+    let writes = steps.iter().filter(|step| matches!(step.event, Event::Write { .. })).count();
+    assert!(
+        syncs > 100 && writes > 100,
+        "{writes} writes and {syncs} barriers were recorded: too few to mean anything"
+    );
+    let images = replay(directory.path(), &steps, number, seed);
+    println!(
+        "seed {seed}: {} steps, {writes} writes, {syncs} barriers, {images} images opened and checked",
+        steps.len()
+    );
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_power_fails_at_any_moment() {
+    if !Group::Powercut.can_run() {
+        return;
+    }
+    let number = |name: &str, otherwise: u64| {
+        std::env::var(name)
+            .ok()
+            .map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+    };
+    let (seed, runs) = (number("SEED", 1), number("RUNS", 2));
+    for seed in seed..seed + runs {
+        run(seed, 40);
+    }
+}
