@@ -1,3 +1,55 @@
-//! The `muster` binary.
+//! The `muster` binary: command line, configuration, and the wiring of the crates.
 
-fn main() {}
+mod cli;
+mod commands;
+mod config;
+mod exit;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command, ConfigCommand, OperatorCommand};
+use crate::config::Config;
+use crate::exit::Failure;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("muster: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    if let Command::Completion { shell } = cli.command {
+        return commands::completion::run(shell);
+    }
+    if let Command::Config(ConfigCommand::Check { file }) = &cli.command {
+        return commands::config::check(file);
+    }
+    let config = Config::load(&cli.node)?;
+    start_log(&config)?;
+    match cli.command {
+        Command::Config(ConfigCommand::Show) => commands::config::show(&config, cli.output),
+        Command::Operator(OperatorCommand::CheckStorage) => commands::storage::check(&config, cli.output),
+        // Answered above, because neither needs a configuration that loads.
+        Command::Completion { .. } | Command::Config(ConfigCommand::Check { .. }) => Ok(()),
+    }
+}
+
+/// Sends what the program has to say to standard error; standard output is for data.
+fn start_log(config: &Config) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&config.values.log)
+        .map_err(|error| Failure::usage(format!("log = {:?} is not a filter: {error}", config.values.log)))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init()
+        .map_err(|error| Failure::other(format!("the log does not start: {error}")))
+}

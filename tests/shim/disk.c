@@ -6,16 +6,19 @@
 //   DISK_FAIL_WRITE  the number of the write that fails, counted from 1; every later one fails too
 //   DISK_FAIL_SYNC   the same for barriers
 //   DISK_ERRNO       the error they fail with, EIO if not given
+//   DISK_KILL_AT     the number of the step (write, barrier, change of a name) before which the process kills itself
 //
 // A record: op (u8), fd (i32), a (u64), b (u64), length (u32), bytes; little endian. See tests/src/disk.rs for the meaning.
 // A write is recorded after it happened and a barrier names how far the trace was when it began, so a write counts as
-// covered only if it had surely ended before.
+// covered only if it had surely ended before. What happens and its record are one for DISK_KILL_AT: it waits for steps
+// under way. A kill from outside may fall between the two and leaves a recording that is not to be trusted.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -31,10 +34,12 @@ enum { UNTRACKED = 0, FILE_FD, DIRECTORY_FD, ACK_FD };
 #define MAX_FD 4096
 static unsigned char kinds[MAX_FD];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+// Held for reading by every step with its record, for writing by the kill.
+static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
 static const char *root;
 static size_t root_length;
 static int trace = -1;
-static long fail_write, fail_sync, writes, syncs;
+static long fail_write, fail_sync, kill_at, writes, syncs, all_steps;
 static int fail_errno = EIO;
 
 #define REAL(name) __typeof__(name) *real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
@@ -45,6 +50,7 @@ __attribute__((constructor)) static void start(void) {
     root_length = root ? strlen(root) : 0;
     if ((value = getenv("DISK_FAIL_WRITE"))) fail_write = atol(value);
     if ((value = getenv("DISK_FAIL_SYNC"))) fail_sync = atol(value);
+    if ((value = getenv("DISK_KILL_AT"))) kill_at = atol(value);
     if ((value = getenv("DISK_ERRNO"))) fail_errno = atoi(value);
     if ((value = getenv("DISK_TRACE"))) {
         int (*real)(const char *, int, ...) = (int (*)(const char *, int, ...))dlsym(RTLD_NEXT, "open");
@@ -109,6 +115,16 @@ static void record_two(unsigned char op, const char *from, const char *to) {
 
 static int kind(int fd) { return fd >= 0 && fd < MAX_FD ? kinds[fd] : UNTRACKED; }
 
+// Every step that changes the disk passes here first.
+static void step(void) {
+    long number = __atomic_add_fetch(&all_steps, 1, __ATOMIC_SEQ_CST);
+    if (kill_at > 0 && number >= kill_at) {
+        pthread_rwlock_wrlock(&gate);
+        kill(getpid(), SIGKILL);
+        for (;;) pause();
+    }
+}
+
 static int fails(long *counter, long limit) {
     long number = __atomic_add_fetch(counter, 1, __ATOMIC_SEQ_CST);
     if (limit > 0 && number >= limit) {
@@ -133,6 +149,15 @@ static void opened(int fd, int flags, int dirfd, const char *path) {
     record(OPEN, fd, (uint64_t)flags, kinds[fd] == DIRECTORY_FD, full, length);
 }
 
+// Errors of the lock's own calls must not show.
+#define ENTER pthread_rwlock_rdlock(&gate)
+#define LEAVE                          \
+    do {                               \
+        int saved_errno = errno;       \
+        pthread_rwlock_unlock(&gate);  \
+        errno = saved_errno;           \
+    } while (0)
+
 #define MODE(flags, last)                     \
     mode_t mode = 0;                          \
     if ((flags) & (O_CREAT | O_TMPFILE)) {    \
@@ -145,69 +170,87 @@ static void opened(int fd, int flags, int dirfd, const char *path) {
 int open(const char *path, int flags, ...) {
     REAL(open);
     MODE(flags, flags)
+    ENTER;
     int fd = real(path, flags, mode);
     opened(fd, flags, AT_FDCWD, path);
+    LEAVE;
     return fd;
 }
 
 int open64(const char *path, int flags, ...) {
     REAL(open64);
     MODE(flags, flags)
+    ENTER;
     int fd = real(path, flags, mode);
     opened(fd, flags, AT_FDCWD, path);
+    LEAVE;
     return fd;
 }
 
 int openat(int dirfd, const char *path, int flags, ...) {
     REAL(openat);
     MODE(flags, flags)
+    ENTER;
     int fd = real(dirfd, path, flags, mode);
     opened(fd, flags, dirfd, path);
+    LEAVE;
     return fd;
 }
 
 int openat64(int dirfd, const char *path, int flags, ...) {
     REAL(openat64);
     MODE(flags, flags)
+    ENTER;
     int fd = real(dirfd, path, flags, mode);
     opened(fd, flags, dirfd, path);
+    LEAVE;
     return fd;
 }
 
 int close(int fd) {
     REAL(close);
-    int tracked = kind(fd);
-    if (tracked != UNTRACKED) {
-        kinds[fd] = UNTRACKED;
-        // Before the call: the number may be given out again at once.
-        if (tracked != ACK_FD) record(CLOSE, fd, 0, 0, "", 0);
-    }
-    return real(fd);
+    int tracked = kind(fd), outcome;
+    if (tracked == UNTRACKED) return real(fd);
+    ENTER;
+    kinds[fd] = UNTRACKED;
+    // Recorded before the call: the number may be given out again at once.
+    if (tracked != ACK_FD) record(CLOSE, fd, 0, 0, "", 0);
+    outcome = real(fd);
+    LEAVE;
+    return outcome;
 }
 
 ssize_t write(int fd, const void *bytes, size_t length) {
     REAL(write);
+    int tracked = kind(fd);
     ssize_t n;
-    switch (kind(fd)) {
-    case ACK_FD:
+    if (tracked != ACK_FD && tracked != FILE_FD) return real(fd, bytes, length);
+    if (tracked == FILE_FD) step();
+    ENTER;
+    if (tracked == ACK_FD) {
         record(ACK, fd, 0, 0, bytes, length);
-        return real(fd, bytes, length);
-    case FILE_FD:
-        if (fails(&writes, fail_write)) return -1;
+        n = real(fd, bytes, length);
+    } else if (fails(&writes, fail_write)) {
+        n = -1;
+    } else {
         n = real(fd, bytes, length);
         if (n > 0) record(WRITE, fd, (uint64_t)(lseek(fd, 0, SEEK_CUR) - n), 0, bytes, (size_t)n);
-        return n;
-    default:
-        return real(fd, bytes, length);
     }
+    LEAVE;
+    return n;
 }
 
 ssize_t pwrite64(int fd, const void *bytes, size_t length, off64_t offset) {
     REAL(pwrite64);
+    ssize_t n = -1;
     if (kind(fd) != FILE_FD) return real(fd, bytes, length, offset);
-    if (fails(&writes, fail_write)) return -1;
-    ssize_t n = real(fd, bytes, length, offset);
-    if (n > 0) record(WRITE, fd, (uint64_t)offset, 0, bytes, (size_t)n);
+    step();
+    ENTER;
+    if (!fails(&writes, fail_write)) {
+        n = real(fd, bytes, length, offset);
+        if (n > 0) record(WRITE, fd, (uint64_t)offset, 0, bytes, (size_t)n);
+    }
+    LEAVE;
     return n;
 }
 
@@ -215,9 +258,15 @@ ssize_t pwrite(int fd, const void *bytes, size_t length, off_t offset) { return 
 
 int ftruncate64(int fd, off64_t length) {
     REAL(ftruncate64);
-    if (kind(fd) == FILE_FD && fails(&writes, fail_write)) return -1;
-    int outcome = real(fd, length);
-    if (outcome == 0 && kind(fd) == FILE_FD) record(TRUNCATE, fd, (uint64_t)length, 0, "", 0);
+    int outcome = -1;
+    if (kind(fd) != FILE_FD) return real(fd, length);
+    step();
+    ENTER;
+    if (!fails(&writes, fail_write)) {
+        outcome = real(fd, length);
+        if (outcome == 0) record(TRUNCATE, fd, (uint64_t)length, 0, "", 0);
+    }
+    LEAVE;
     return outcome;
 }
 
@@ -225,14 +274,18 @@ int ftruncate(int fd, off_t length) { return ftruncate64(fd, length); }
 
 static int barrier(int fd, int (*real)(int)) {
     off64_t began;
-    int outcome;
+    int outcome = -1;
     if (kind(fd) != FILE_FD && kind(fd) != DIRECTORY_FD) return real(fd);
-    if (fails(&syncs, fail_sync)) return -1;
-    pthread_mutex_lock(&lock);
-    began = trace < 0 ? 0 : lseek64(trace, 0, SEEK_END);
-    pthread_mutex_unlock(&lock);
-    outcome = real(fd);
-    if (outcome == 0) record(SYNC, fd, (uint64_t)began, 0, "", 0);
+    step();
+    ENTER;
+    if (!fails(&syncs, fail_sync)) {
+        pthread_mutex_lock(&lock);
+        began = trace < 0 ? 0 : lseek64(trace, 0, SEEK_END);
+        pthread_mutex_unlock(&lock);
+        outcome = real(fd);
+        if (outcome == 0) record(SYNC, fd, (uint64_t)began, 0, "", 0);
+    }
+    LEAVE;
     return outcome;
 }
 
@@ -249,43 +302,45 @@ int fdatasync(int fd) {
 int rename(const char *from, const char *to) {
     REAL(rename);
     char full_from[PATH_MAX], full_to[PATH_MAX];
-    int outcome = real(from, to);
-    if (outcome == 0 && resolve(AT_FDCWD, from, full_from) && resolve(AT_FDCWD, to, full_to) && below_root(full_from))
-        record_two(RENAME, full_from, full_to);
+    int outcome;
+    if (!resolve(AT_FDCWD, from, full_from) || !resolve(AT_FDCWD, to, full_to) || !below_root(full_from))
+        return real(from, to);
+    step();
+    ENTER;
+    outcome = real(from, to);
+    if (outcome == 0) record_two(RENAME, full_from, full_to);
+    LEAVE;
     return outcome;
 }
 
-static void removed(unsigned char op, int dirfd, const char *path) {
-    char full[PATH_MAX];
-    if (resolve(dirfd, path, full) && below_root(full)) record(op, -1, 0, 0, full, strlen(full));
-}
+// The rest changes a name, too: NAMED makes the call a step with a record.
+#define NAMED(op, dirfd, path, call)                                                        \
+    char full[PATH_MAX];                                                                    \
+    int outcome;                                                                            \
+    if (!resolve(dirfd, path, full) || !below_root(full)) return call;                      \
+    step();                                                                                 \
+    ENTER;                                                                                  \
+    outcome = call;                                                                         \
+    if (outcome == 0) record(op, -1, 0, 0, full, strlen(full));                             \
+    LEAVE;                                                                                  \
+    return outcome
 
 int unlink(const char *path) {
     REAL(unlink);
-    int outcome = real(path);
-    if (outcome == 0) removed(UNLINK, AT_FDCWD, path);
-    return outcome;
+    NAMED(UNLINK, AT_FDCWD, path, real(path));
 }
 
 int unlinkat(int dirfd, const char *path, int flags) {
     REAL(unlinkat);
-    char full[PATH_MAX];
-    int known = resolve(dirfd, path, full) && below_root(full);
-    int outcome = real(dirfd, path, flags);
-    if (outcome == 0 && known) record(flags & AT_REMOVEDIR ? RMDIR : UNLINK, -1, 0, 0, full, strlen(full));
-    return outcome;
+    NAMED(flags & AT_REMOVEDIR ? RMDIR : UNLINK, dirfd, path, real(dirfd, path, flags));
 }
 
 int rmdir(const char *path) {
     REAL(rmdir);
-    int outcome = real(path);
-    if (outcome == 0) removed(RMDIR, AT_FDCWD, path);
-    return outcome;
+    NAMED(RMDIR, AT_FDCWD, path, real(path));
 }
 
 int mkdir(const char *path, mode_t mode) {
     REAL(mkdir);
-    int outcome = real(path, mode);
-    if (outcome == 0) removed(MKDIR, AT_FDCWD, path);
-    return outcome;
+    NAMED(MKDIR, AT_FDCWD, path, real(path, mode));
 }

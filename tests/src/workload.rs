@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::Path;
+use std::process::Command;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,8 @@ use muster_cluster::ids::{NodeId, StoreId};
 use muster_cluster::state::{TableId, Tables};
 use muster_cluster::storage::{Entry, LogId, NodeStorage, OpenOptions, Payload, Vote};
 use sha2::{Digest, Sha256};
+
+use crate::process::binary;
 
 /// The node that writes in this workload.
 pub const NODE: NodeId = NodeId(1);
@@ -399,6 +402,33 @@ impl History {
             return Err(format!("the log begins after {}, the state ends at {reached}", holding.purged));
         }
         Ok(())
+    }
+}
+
+/// The worker's command line.
+#[must_use]
+pub fn worker(data: &Path, acks: &Path, seed: u64, operations: u64) -> Command {
+    let mut command = Command::new(binary("store-worker"));
+    command.arg("--data-dir").arg(data).arg("--acks").arg(acks);
+    command.args(["--seed", &seed.to_string(), "--operations", &operations.to_string()]);
+    command
+}
+
+impl History {
+    /// What the lines in a file say. A line that was cut off by a kill is left out.
+    ///
+    /// # Errors
+    /// When a line reports that a promise was broken.
+    ///
+    /// # Panics
+    /// When the file holds something else.
+    pub fn read(acks: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(acks).unwrap_or_default();
+        let mut history = Self::default();
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+            history.take(line.parse().expect("a line of the worker"))?;
+        }
+        Ok(history)
     }
 }
 

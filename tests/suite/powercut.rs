@@ -3,49 +3,33 @@
 //! A worker runs on a real directory while every write and barrier is recorded; it is killed and started again on the way.
 //! Then the disk is rebuilt as it may have been at many moments of the recording, and opened.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
 use muster_tests::disk::{Disk, Event, Step, Survives, cuts, read_trace};
 use muster_tests::groups::Group;
-use muster_tests::process::{Process, binary, disk_library, wait_for};
-use muster_tests::workload::{History, PATIENCE};
+use muster_tests::process::{Process, disk_library};
+use muster_tests::workload::{History, PATIENCE, worker};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-fn worker(directory: &Path, trace: Option<&Path>, seed: u64, operations: u64) -> Command {
-    let mut command = Command::new(binary("store-worker"));
-    command
-        .arg("--data-dir")
-        .arg(directory.join("data"))
-        .arg("--acks")
-        .arg(directory.join("lines.acks"))
-        .args(["--seed", &seed.to_string(), "--operations", &operations.to_string()])
-        .env("DISK_ROOT", directory);
-    if let Some(trace) = trace {
-        command.env("DISK_TRACE", trace).env("LD_PRELOAD", disk_library());
-    }
+fn recorded_worker(directory: &Path, trace: &Path, seed: u64, operations: u64) -> Command {
+    let mut command = worker(&directory.join("data"), &directory.join("lines.acks"), seed, operations);
+    command.env("DISK_ROOT", directory).env("DISK_TRACE", trace).env("LD_PRELOAD", disk_library());
     command
 }
 
-fn lines(path: &Path) -> usize {
-    std::fs::read(path).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
-}
-
-/// Records two runs that end by signal 9 at some moment and one that ends well.
+/// Records two runs that kill themselves at some step and one that ends well.
 fn record(directory: &Path, trace: &Path, seed: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
-    let acks = directory.join("lines.acks");
     for turn in 0..2 {
-        let mut process = Process::start(&mut worker(directory, Some(trace), seed * 10 + turn, 1_000_000));
-        let enough = lines(&acks) + random.random_range(300..1200);
-        wait_for(PATIENCE, "the worker to have done something", || {
-            assert!(process.ended().is_none(), "the worker ended by itself");
-            (lines(&acks) >= enough).then_some(())
-        });
-        process.kill();
+        let mut command = recorded_worker(directory, trace, seed * 10 + turn, 1_000_000);
+        command.env("DISK_KILL_AT", random.random_range(500..2500).to_string());
+        let status = Process::start(&mut command).wait(PATIENCE);
+        assert_eq!(status.signal(), Some(9), "the worker ended by itself: {status}");
     }
-    let mut process = Process::start(&mut worker(directory, Some(trace), seed * 10 + 2, 400));
+    let mut process = Process::start(&mut recorded_worker(directory, trace, seed * 10 + 2, 400));
     assert!(process.wait(PATIENCE).success(), "the last run ends well");
 }
 
@@ -77,6 +61,12 @@ fn replay(root: &Path, steps: &[Step], number: usize, seed: u64) -> usize {
             // Twice: what recovery has written must be as good as what it found.
             let outcome = history.check(&data).and_then(|()| history.check(&data));
             if let Err(why) = outcome {
+                if let Ok(keep) = std::env::var("KEEP") {
+                    // As it was before it was opened, for whoever wants to find out why.
+                    let kept = Path::new(&keep).join(format!("{seed}-{cut}-{survives:?}"));
+                    std::fs::create_dir_all(&kept).expect("a directory");
+                    disk.lose_power(survives, image_seed, &kept).expect("the image is written");
+                }
                 broken.push(format!(
                     "cut at step {cut} of {}, {survives:?} survives, image {image_seed}: {why}",
                     steps.len()

@@ -42,17 +42,42 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// An open sled database.
 pub(super) struct SledStore {
     path: PathBuf,
-    // An option only so that `drop` can end it behind `catch_unwind`.
-    open: Option<Open>,
+    open: Open,
     failed: OnceLock<Arc<StoreError>>,
     watcher: Arc<Watcher>,
     watcher_thread: Option<JoinHandle<()>>,
 }
 
+/// sled's handles. Its own drop syncs and unwraps, so they are let go behind `catch_unwind`, wherever that happens.
 struct Open {
+    path: PathBuf,
+    // Absent only while dropping.
+    handles: Option<Handles>,
+}
+
+struct Handles {
     db: sled::Db,
     trees: BTreeMap<Tree, sled::Tree>,
     data: File,
+}
+
+impl Open {
+    /// Closes the database.
+    fn close(&mut self) -> Result<(), StoreError> {
+        let handles = self.handles.take();
+        no_panic("closing", &self.path, || {
+            drop(handles);
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::error!(%error, "the database did not close cleanly");
+        }
+    }
 }
 
 impl SledStore {
@@ -66,7 +91,7 @@ impl SledStore {
         let unfinished = sibling(path, "new");
         remove_dir_if_present(&unfinished)?;
         if !path.exists() {
-            drop(open_database(&unfinished, trees)?);
+            open_database(&unfinished, trees)?.close()?;
             sync_tree(&unfinished)?;
             fs::rename(&unfinished, path)
                 .map_err(|e| StoreError::io(format!("moving {} into place", path.display()), e))?;
@@ -82,21 +107,15 @@ impl SledStore {
         sync_directory(path)?;
 
         let watcher = Arc::new(Watcher::default());
-        let watcher_thread = spawn_watcher(&watcher, &open.db, path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            open: Some(open),
-            failed: OnceLock::new(),
-            watcher,
-            watcher_thread: Some(watcher_thread),
-        })
+        let watcher_thread = spawn_watcher(&watcher, &open, path)?;
+        Ok(Self { path: path.to_owned(), open, failed: OnceLock::new(), watcher, watcher_thread: Some(watcher_thread) })
     }
 
-    fn guarded<T>(&self, doing: &str, action: impl FnOnce(&Open) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    fn guarded<T>(&self, doing: &str, action: impl FnOnce(&Handles) -> Result<T, StoreError>) -> Result<T, StoreError> {
         if let Some(earlier) = self.failed.get() {
             return Err(StoreError::Failed(Arc::clone(earlier)));
         }
-        let Some(open) = &self.open else { return Err(StoreError::Closed) };
+        let Some(open) = &self.open.handles else { return Err(StoreError::Closed) };
         let outcome = no_panic(doing, &self.path, || action(open));
         if let Err(error) = &outcome
             && error.is_fatal()
@@ -202,14 +221,6 @@ impl Drop for SledStore {
         if let Some(thread) = self.watcher_thread.take() {
             let _ = thread.join();
         }
-        // sled's own drop flushes and unwraps; after a failure that would be a panic while closing.
-        let open = self.open.take();
-        if let Err(error) = no_panic("closing", &self.path, || {
-            drop(open);
-            Ok(())
-        }) {
-            tracing::error!(%error, "the database did not close cleanly");
-        }
     }
 }
 
@@ -247,7 +258,8 @@ fn open_database(path: &Path, trees: &[Tree]) -> Result<Open, StoreError> {
             let handle = db.open_tree(tree.0).map_err(|e| database_error("opening", path, e))?;
             opened.insert(*tree, handle);
         }
-        Ok(Open { db, trees: opened, data: open_data(path)? })
+        let handles = Handles { db, trees: opened, data: open_data(path)? };
+        Ok(Open { path: path.to_owned(), handles: Some(handles) })
     })
 }
 
@@ -405,8 +417,9 @@ impl Watcher {
     }
 }
 
-fn spawn_watcher(watcher: &Arc<Watcher>, db: &sled::Db, path: &Path) -> Result<JoinHandle<()>, StoreError> {
-    let (watcher, db, shown) = (Arc::clone(watcher), db.clone(), path.to_owned());
+fn spawn_watcher(watcher: &Arc<Watcher>, open: &Open, path: &Path) -> Result<JoinHandle<()>, StoreError> {
+    let Some(db) = open.handles.as_ref().map(|handles| handles.db.clone()) else { return Err(StoreError::Closed) };
+    let (watcher, shown) = (Arc::clone(watcher), path.to_owned());
     std::thread::Builder::new()
         .name("store-watch".to_owned())
         .spawn(move || {

@@ -1,0 +1,5 @@
+//! One module for each command.
+
+pub mod completion;
+pub mod config;
+pub mod storage;
