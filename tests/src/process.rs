@@ -124,3 +124,15 @@ pub fn run(command: &mut Command) -> Output {
         Err(error) => panic!("{command:?} does not start: {error}"),
     }
 }
+
+/// A number from the environment, for repeating a run (`SEED`) or doing more of it (`RUNS`).
+///
+/// # Panics
+/// When something else stands there.
+#[must_use]
+pub fn number(name: &str, otherwise: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(value) => value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")),
+        Err(_) => otherwise,
+    }
+}

@@ -333,6 +333,11 @@ impl History {
         Ok(())
     }
 
+    /// From now on the log may be found purged less far than it was: that costs room, and nothing else.
+    pub fn forgive_an_older_purge_point(&mut self) {
+        self.purge_acked = 0;
+    }
+
     /// How many operations were acknowledged.
     #[must_use]
     pub fn acknowledgements(&self) -> usize {

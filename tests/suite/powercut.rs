@@ -9,7 +9,7 @@ use std::process::Command;
 
 use muster_tests::disk::{Disk, Event, Step, Survives, cuts, read_trace};
 use muster_tests::groups::Group;
-use muster_tests::process::{Process, disk_library};
+use muster_tests::process::{Process, disk_library, number};
 use muster_tests::workload::{History, PATIENCE, worker};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -109,11 +109,6 @@ fn nothing_acknowledged_is_lost_when_the_power_fails_at_any_moment() {
     if !Group::Powercut.can_run() {
         return;
     }
-    let number = |name: &str, otherwise: u64| {
-        std::env::var(name)
-            .ok()
-            .map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
-    };
     let (seed, runs) = (number("SEED", 1), number("RUNS", 2));
     for seed in seed..seed + runs {
         run(seed, 40);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use muster_tests::groups::Group;
-use muster_tests::process::{Process, binary, disk_library, run, wait_for};
+use muster_tests::process::{Process, binary, disk_library, number, run, wait_for};
 use muster_tests::workload::{History, PATIENCE, worker};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -48,9 +48,10 @@ fn acknowledged_writes_survive_signal_9_again_and_again() {
         return;
     }
     let place = Place::new();
-    let mut random = SmallRng::seed_from_u64(3);
-    for turn in 0..12 {
-        let mut process = Process::start(&mut place.worker(turn, 1_000_000));
+    let (seed, kills) = (number("SEED", 3), number("RUNS", 12));
+    let mut random = SmallRng::seed_from_u64(seed);
+    for turn in 0..kills {
+        let mut process = Process::start(&mut place.worker(seed * 1000 + turn, 1_000_000));
         let enough = place.lines() + random.random_range(20..800);
         wait_for(PATIENCE, "the worker to have done something", || {
             assert!(process.ended().is_none(), "turn {turn}: the worker ended by itself");
@@ -59,7 +60,7 @@ fn acknowledged_writes_survive_signal_9_again_and_again() {
         process.kill();
     }
     let history = place.check().expect("every promise holds");
-    println!("12 kills, {} operations acknowledged", history.acknowledgements());
+    println!("{kills} kills, {} operations acknowledged", history.acknowledgements());
     assert!(history.acknowledgements() > 100);
 }
 
