@@ -60,7 +60,7 @@ pub fn check(config: &Config, format: Output) -> Result<(), Failure> {
         committed_index: storage.log.committed().map(|id| id.index),
         vote: storage.log.vote().map(|vote| vote.to_string()),
         applied_index: storage.applied.index(),
-        state_hash: hex(&storage.applied.state_hash),
+        state_hash: hex(&storage.applied.fingerprint.history),
         records: storage.tables.len(),
         snapshots: storage
             .snapshots

@@ -5,6 +5,8 @@
 //   DISK_TRACE       the file that records are appended to; without it nothing is recorded
 //   DISK_FAIL_WRITE  the number of the write that fails, counted from 1; every later one fails too
 //   DISK_FAIL_SYNC   the same for barriers
+//   DISK_FAIL_TIMES  how many of them fail, all if not given
+//   DISK_FAIL_DELAY  how many milliseconds a failing one takes
 //   DISK_ERRNO       the error they fail with, EIO if not given
 //   DISK_KILL_AT     the number of the step (write, barrier, change of a name) before which the process kills itself
 //
@@ -39,7 +41,7 @@ static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
 static const char *root;
 static size_t root_length;
 static int trace = -1;
-static long fail_write, fail_sync, kill_at, writes, syncs, all_steps;
+static long fail_write, fail_sync, fail_times = LONG_MAX, fail_delay, kill_at, writes, syncs, all_steps;
 static int fail_errno = EIO;
 
 #define REAL(name) __typeof__(name) *real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
@@ -50,6 +52,8 @@ __attribute__((constructor)) static void start(void) {
     root_length = root ? strlen(root) : 0;
     if ((value = getenv("DISK_FAIL_WRITE"))) fail_write = atol(value);
     if ((value = getenv("DISK_FAIL_SYNC"))) fail_sync = atol(value);
+    if ((value = getenv("DISK_FAIL_TIMES"))) fail_times = atol(value);
+    if ((value = getenv("DISK_FAIL_DELAY"))) fail_delay = atol(value);
     if ((value = getenv("DISK_KILL_AT"))) kill_at = atol(value);
     if ((value = getenv("DISK_ERRNO"))) fail_errno = atoi(value);
     if ((value = getenv("DISK_TRACE"))) {
@@ -127,7 +131,8 @@ static void step(void) {
 
 static int fails(long *counter, long limit) {
     long number = __atomic_add_fetch(counter, 1, __ATOMIC_SEQ_CST);
-    if (limit > 0 && number >= limit) {
+    if (limit > 0 && number >= limit && number - limit < fail_times) {
+        if (fail_delay > 0) usleep((useconds_t)fail_delay * 1000);
         errno = fail_errno;
         return 1;
     }

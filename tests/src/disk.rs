@@ -331,26 +331,29 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Moments of a recording at which to cut: half of them anywhere, half where names or lengths change, or just after
-/// something was promised.
+/// Moments of a recording at which to cut: half of them anywhere, a quarter where names or lengths change, a quarter just
+/// after something rare was promised.
 pub fn cuts(steps: &[Step], number: usize, random: &mut impl Rng) -> Vec<usize> {
-    let delicate: Vec<usize> = steps
-        .iter()
-        .enumerate()
-        .filter(|(_, step)| {
-            matches!(
-                step.event,
-                Event::Rename(..) | Event::Remove(_) | Event::Truncate(..) | Event::MakeDirectory(_) | Event::Ack(_)
-            )
-        })
-        .map(|(at, _)| at)
-        .collect();
+    let positions = |wanted: fn(&Event) -> bool| -> Vec<usize> {
+        steps.iter().enumerate().filter(|(_, step)| wanted(&step.event)).map(|(at, _)| at).collect()
+    };
+    let names = positions(|event| {
+        matches!(event, Event::Rename(..) | Event::Remove(_) | Event::Truncate(..) | Event::MakeDirectory(_))
+    });
+    let promises = positions(|event| {
+        let rare = ["voted", "truncated", "purged", "snapshot", "found "];
+        matches!(event, Event::Ack(line) if rare.iter().any(|word| line.starts_with(word)))
+    });
     let mut cuts: Vec<usize> = (0..number)
         .map(|turn| {
-            if turn % 2 == 0 || delicate.is_empty() {
-                random.random_range(0..=steps.len())
-            } else {
-                (delicate[random.random_range(0..delicate.len())] + random.random_range(0..3)).min(steps.len())
+            let near = match turn % 4 {
+                1 => &names[..],
+                3 => &promises[..],
+                _ => &[],
+            };
+            match near.len() {
+                0 => random.random_range(0..=steps.len()),
+                len => (near[random.random_range(0..len)] + random.random_range(0..3)).min(steps.len()),
             }
         })
         .collect();

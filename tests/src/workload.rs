@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use muster_cluster::ids::{NodeId, StoreId};
 use muster_cluster::state::{TableId, Tables};
-use muster_cluster::storage::{Entry, LogId, NodeStorage, OpenOptions, Payload, Vote};
+use muster_cluster::storage::{Applied, Entry, LogId, NodeStorage, OpenOptions, Payload, Vote};
 use sha2::{Digest, Sha256};
 
 use crate::process::binary;
@@ -382,12 +382,12 @@ impl History {
     }
 
     fn check_state(&self, storage: &NodeStorage, holding: &Holding) -> Result<(), String> {
-        let fits = |index: u64, hash: &[u8], tables: &Tables| {
-            let found = (hex(hash), digest(tables));
+        let fits = |index: u64, applied: &Applied, tables: &Tables| {
+            let found = (hex(&applied.fingerprint.history), digest(tables));
             index == 0 || self.states.get(&index).is_some_and(|states| states.contains(&found))
         };
         let applied = storage.applied.index();
-        if !fits(applied, &storage.applied.state_hash, &storage.tables) {
+        if !fits(applied, &storage.applied, &storage.tables) {
             return Err(format!("the state at {applied} is none that was ever reached"));
         }
         let snapshot = storage.snapshots.latest();
@@ -397,9 +397,15 @@ impl History {
         }
         if let Some(file) = snapshot {
             let tables = file.load().map_err(|error| error.to_string())?;
-            if !fits(snapshot_index, &file.applied.state_hash, &tables) {
+            if !fits(snapshot_index, &file.applied, &tables) {
                 return Err(format!("the snapshot at {snapshot_index} holds a state that was never reached"));
             }
+        }
+        let last = storage.log.position().last.map_or(0, |id| id.index);
+        if applied > last && snapshot_index < applied {
+            return Err(format!(
+                "the state is at {applied}, the log ends at {last}, and the snapshot is at {snapshot_index}"
+            ));
         }
         // From the better of the two, the log must carry the state forward without a gap.
         let reached = applied.max(snapshot_index);

@@ -101,37 +101,72 @@ fn a_store_opens_after_signal_9_at_every_step_of_its_making_and_of_its_opening()
     assert!(steps_of_making > 20 && steps_of_opening > 20);
 }
 
-/// Lets the n-th write or barrier fail, and every later one, for several n.
-fn fails_cleanly(variable: &str, error: i32, at: impl IntoIterator<Item = u64>) {
-    let mut struck = 0;
+/// Lets the n-th write or barrier fail, and every later one or not, for several n.
+fn fails_cleanly(variable: &str, times: &str, delay: &str, at: impl IntoIterator<Item = u64>) {
+    const EIO: &str = "5";
+    let (mut ended, mut survived) = (0, 0);
     for nth in at {
         let place = Place::new();
         let mut command = place.worker(nth, 400);
-        command.env(variable, nth.to_string()).env("DISK_ERRNO", error.to_string()).env("LD_PRELOAD", disk_library());
-        let status = Process::start(&mut command).wait(PATIENCE);
-        assert_eq!(status.code(), Some(DISK_FAILED), "{variable}={nth}: the worker ended with {status}");
-        struck += 1;
+        command.env(variable, nth.to_string()).env("DISK_ERRNO", EIO).env("DISK_FAIL_TIMES", times);
+        command.env("DISK_FAIL_DELAY", delay);
+        let status = Process::start(command.env("LD_PRELOAD", disk_library())).wait(PATIENCE);
+        match status.code() {
+            Some(DISK_FAILED) => ended += 1,
+            // A single failure may hit what sled does beyond what it was asked for, as a last sync while closing.
+            Some(0) if times == ONCE => survived += 1,
+            _ => panic!("{variable}={nth}: the worker ended with {status}"),
+        }
         place.check().unwrap_or_else(|why| panic!("{variable}={nth}: {why}"));
     }
-    assert!(struck > 10);
+    println!("{ended} failures ended the store, {survived} were of no consequence");
+    assert!(ended > 10 && survived < ended / 3);
 }
 
-const EIO: i32 = 5;
+const ONCE: &str = "1";
+const AT_ONCE: &str = "0";
 
+/// While the write fails slowly, the next one succeeds: the order in which sled forgets to wake whoever waits.
 #[test]
-fn a_failing_write_ends_the_store_with_an_error_and_loses_nothing() {
+fn a_write_that_fails_slowly_leaves_nobody_waiting() {
     if !Group::Powercut.can_run() {
         return;
     }
-    fails_cleanly("DISK_FAIL_WRITE", EIO, (1..30).chain((30..200).step_by(17)));
+    fails_cleanly("DISK_FAIL_WRITE", ONCE, "100", 30..45);
 }
 
+const FOR_EVER: &str = "1000000000";
+
 #[test]
-fn a_failing_sync_ends_the_store_with_an_error_and_loses_nothing() {
+fn a_disk_that_takes_no_more_writes_ends_the_store_and_loses_nothing() {
     if !Group::Powercut.can_run() {
         return;
     }
-    fails_cleanly("DISK_FAIL_SYNC", EIO, (1..30).chain((30..150).step_by(17)));
+    fails_cleanly("DISK_FAIL_WRITE", FOR_EVER, AT_ONCE, (1..30).chain((30..200).step_by(17)));
+}
+
+#[test]
+fn one_failed_write_ends_the_store_and_loses_nothing() {
+    if !Group::Powercut.can_run() {
+        return;
+    }
+    fails_cleanly("DISK_FAIL_WRITE", ONCE, AT_ONCE, (1..30).chain((30..200).step_by(17)));
+}
+
+#[test]
+fn a_disk_that_never_syncs_again_ends_the_store_and_loses_nothing() {
+    if !Group::Powercut.can_run() {
+        return;
+    }
+    fails_cleanly("DISK_FAIL_SYNC", FOR_EVER, AT_ONCE, (1..30).chain((30..150).step_by(17)));
+}
+
+#[test]
+fn one_failed_sync_ends_the_store_and_loses_nothing() {
+    if !Group::Powercut.can_run() {
+        return;
+    }
+    fails_cleanly("DISK_FAIL_SYNC", ONCE, AT_ONCE, (1..30).chain((30..150).step_by(17)));
 }
 
 fn muster(arguments: &[&str]) -> (Option<i32>, String, String) {

@@ -59,8 +59,8 @@ impl Node {
             apply(&mut tables, index, term);
         }
         applied.log_id = Some(log_id(last, term));
-        applied.state_hash = tables.hash();
-        self.say(Line::State { index: last, hash: hex(&applied.state_hash), digest: digest(&tables) });
+        applied.fingerprint = tables.fingerprint();
+        self.say(Line::State { index: last, hash: hex(&applied.fingerprint.history), digest: digest(&tables) });
         storage.state.record(tables.take_changes(), applied.clone()).await.expect("records");
         storage.state.sync().await.expect("syncs");
         storage.snapshots.build(&tables, &applied).expect("builds");
@@ -68,7 +68,7 @@ impl Node {
         self.say(Line::Purge(last - 20));
         storage.log.purge(log_id(last - 20, term)).await.expect("purges");
         self.say(Line::Purged(last - 20));
-        storage.log.close().await.expect("closes");
+        storage.close().await.expect("closes");
         self.last = last;
     }
 

@@ -73,6 +73,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        // Asked when Raft starts, which takes everything it is told for durable.
+        self.log.flush().await?;
         let position = self.log.position();
         Ok(LogState {
             last_purged_log_id: position.purged.map(from_log_id),

@@ -41,7 +41,7 @@ impl<M: Machine> StateMachine<M> {
     }
 
     async fn hand_over(&mut self) -> io::Result<()> {
-        self.applied.state_hash = self.tables.hash();
+        self.applied.fingerprint = self.tables.fingerprint();
         Ok(self.state.record(self.tables.take_changes(), self.applied.clone()).await?)
     }
 }
@@ -91,7 +91,7 @@ impl<M: Machine + Sync> RaftStateMachine<TypeConfig> for StateMachine<M> {
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        self.applied.state_hash = self.tables.hash();
+        self.applied.fingerprint = self.tables.fingerprint();
         SnapshotBuilder {
             tables: self.tables.clone(),
             applied: self.applied.clone(),

@@ -4,7 +4,7 @@ mod tables;
 
 use bytes::Bytes;
 
-pub use tables::{Change, Record, RecordKey, TableId, Tables};
+pub use tables::{Change, Fingerprint, Record, RecordKey, TableId, Tables};
 
 use crate::storage::LogId;
 

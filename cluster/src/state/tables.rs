@@ -1,4 +1,4 @@
-//! The replicated tables in memory: ordered, cheap to copy, with a running hash of every write.
+//! The replicated tables in memory: ordered, cheap to copy, with a fingerprint of their history and of their content.
 
 use std::ops::Bound;
 
@@ -31,21 +31,32 @@ pub struct Record {
 /// A record as it stands after a write; `None` when it was removed.
 pub type Change = (RecordKey, Option<Record>);
 
+/// What tells two states apart without comparing them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// The running hash over every write so far, in order. Equal on all replicas at an equal index.
+    pub history: [u8; 32],
+    /// The sum, modulo 2^128, of a hash of every record that is there, whatever led to it. A copy can be checked against it.
+    pub content: u128,
+}
+
 /// All tables of one replica.
 ///
 /// A clone is a consistent view that costs nothing; it is what a snapshot is built from.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     records: OrdMap<RecordKey, Record>,
-    hash: [u8; 32],
+    fingerprint: Fingerprint,
     changes: Vec<Change>,
 }
 
 impl Tables {
     /// The tables with this content, whose running hash had this value.
     #[must_use]
-    pub fn restored(records: impl IntoIterator<Item = (RecordKey, Record)>, hash: [u8; 32]) -> Self {
-        Self { records: records.into_iter().collect(), hash, changes: Vec::new() }
+    pub fn restored(records: impl IntoIterator<Item = (RecordKey, Record)>, history: [u8; 32]) -> Self {
+        let records: OrdMap<RecordKey, Record> = records.into_iter().collect();
+        let content = records.iter().fold(0, |sum: u128, (key, record)| sum.wrapping_add(summand(key, record)));
+        Self { records, fingerprint: Fingerprint { history, content }, changes: Vec::new() }
     }
 
     /// The record of a key.
@@ -58,16 +69,20 @@ impl Tables {
     pub fn put(&mut self, table: TableId, key: impl Into<Bytes>, value: impl Into<Bytes>, index: u64) {
         let key = RecordKey { table, key: key.into() };
         let record = Record { mod_index: index, value: value.into() };
-        self.hash = chain(&self.hash, &key, Some(&record.value));
+        self.fingerprint.history = chain(&self.fingerprint.history, &key, Some(&record.value));
+        self.fingerprint.content = self.fingerprint.content.wrapping_add(summand(&key, &record));
         self.changes.push((key.clone(), Some(record.clone())));
-        self.records.insert(key, record);
+        if let Some(old) = self.records.insert(key.clone(), record) {
+            self.fingerprint.content = self.fingerprint.content.wrapping_sub(summand(&key, &old));
+        }
     }
 
     /// Removes a key, if it is there.
     pub fn remove(&mut self, table: TableId, key: impl Into<Bytes>) {
         let key = RecordKey { table, key: key.into() };
-        if self.records.remove(&key).is_some() {
-            self.hash = chain(&self.hash, &key, None);
+        if let Some(old) = self.records.remove(&key) {
+            self.fingerprint.history = chain(&self.fingerprint.history, &key, None);
+            self.fingerprint.content = self.fingerprint.content.wrapping_sub(summand(&key, &old));
             self.changes.push((key, None));
         }
     }
@@ -98,10 +113,10 @@ impl Tables {
         self.records.is_empty()
     }
 
-    /// The running hash over every write so far. Equal on all replicas at an equal index.
+    /// What tells this state apart from others.
     #[must_use]
-    pub fn hash(&self) -> [u8; 32] {
-        self.hash
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 
     /// What was written since the last call, in order.
@@ -122,6 +137,17 @@ fn chain(previous: &[u8; 32], key: &RecordKey, value: Option<&Bytes>) -> [u8; 32
     hasher.finalize().into()
 }
 
+fn summand(key: &RecordKey, record: &Record) -> u128 {
+    let mut hasher = Sha256::new();
+    hasher.update([key.table.0]);
+    hasher.update((key.key.len() as u64).to_be_bytes());
+    hasher.update(&key.key);
+    hasher.update(record.mod_index.to_be_bytes());
+    hasher.update(&record.value);
+    let hash: [u8; 32] = hasher.finalize().into();
+    hash.first_chunk().copied().map_or(0, u128::from_be_bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,7 +166,7 @@ mod tests {
                     None => tables.remove(*table, *key),
                 }
             }
-            tables.hash()
+            tables.fingerprint().history
         };
         let base = hash(&[(A, b"k", Some(b"v")), (A, b"l", Some(b"w"))]);
         assert_eq!(base, hash(&[(A, b"k", Some(b"v")), (A, b"l", Some(b"w"))]));
@@ -154,6 +180,24 @@ mod tests {
             assert_ne!(base, other);
         }
         assert_eq!(base, hash(&[(A, b"k", Some(b"v")), (A, b"l", Some(b"w")), (A, b"none", None)]));
+    }
+
+    #[test]
+    fn the_content_sum_follows_from_the_records_alone() {
+        let mut tables = Tables::default();
+        tables.put(A, "k", "first", 1);
+        tables.put(A, "l", "w", 2);
+        tables.put(A, "k", "second", 3);
+        tables.put(B, "gone", "x", 4);
+        tables.remove(B, "gone");
+        let records: Vec<_> = tables.iter().map(|(key, record)| (key.clone(), record.clone())).collect();
+        assert_eq!(Tables::restored(records.clone(), [0; 32]).fingerprint().content, tables.fingerprint().content);
+        let mut changed = records;
+        changed[0].1.mod_index += 1;
+        assert_ne!(Tables::restored(changed, [0; 32]).fingerprint().content, tables.fingerprint().content);
+        tables.remove(A, "k");
+        tables.remove(A, "l");
+        assert_eq!(tables.fingerprint().content, 0);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What can go wrong on a node's own disk. All of it is on our side; none of it is worth a retry on this node except
-//! [`StoreError::TooLarge`], which the caller can make smaller.
+//! What can go wrong on a node's own disk. All of it is on our side, except for what a caller asks for against the rules;
+//! none of it is worth a retry on this node.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 /// A read or write of the store failed.
 ///
-/// Every variant but [`TooLarge`](Self::TooLarge) is final for the store that returned it: a failed sync may have dropped
-/// the very pages it failed on, so trying again would only hide the loss.
+/// [`TooLarge`](Self::TooLarge) and [`OutOfOrder`](Self::OutOfOrder) refuse a request and leave the store as it was. Every
+/// other variant is final for the store that returned it: a failed sync may have dropped the very pages it failed on, so
+/// trying again would only hide the loss.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// The operating system refused: a full disk, a failing disk, a missing permission.
@@ -19,7 +20,15 @@ pub enum StoreError {
         /// The operating system's answer.
         source: Arc<io::Error>,
     },
-    /// The embedded database returned an error or panicked.
+    /// The embedded database panicked, as it does on data that it did not write.
+    #[error("{doing}: panic: {why}")]
+    Panicked {
+        /// What was being done, with the path.
+        doing: String,
+        /// The database's own words.
+        why: String,
+    },
+    /// The embedded database refused for a reason of its own.
     #[error("{doing}: {why}")]
     Database {
         /// What was being done, with the path.
@@ -80,23 +89,29 @@ impl StoreError {
     /// Whether the store can go on after this error.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::TooLarge { .. })
+        !matches!(self, Self::TooLarge { .. } | Self::OutOfOrder { .. })
+    }
+
+    /// Whether it says that what is stored can not be trusted, rather than that it could not be reached.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Panicked { .. })
     }
 }
 
 impl From<StoreError> for io::Error {
     fn from(error: StoreError) -> Self {
-        match &error {
-            StoreError::Io { source, .. } => Self::new(source.kind(), error.to_string()),
-            StoreError::Damaged { .. } => Self::new(io::ErrorKind::InvalidData, error.to_string()),
-            StoreError::TooLarge { .. } | StoreError::OutOfOrder { .. } => {
-                Self::new(io::ErrorKind::InvalidInput, error.to_string())
-            }
-            StoreError::Database { .. }
+        let kind = match &error {
+            StoreError::Io { source, .. } => source.kind(),
+            StoreError::Damaged { .. } => io::ErrorKind::InvalidData,
+            StoreError::TooLarge { .. } | StoreError::OutOfOrder { .. } => io::ErrorKind::InvalidInput,
+            StoreError::Panicked { .. }
+            | StoreError::Database { .. }
             | StoreError::NewerFormat { .. }
             | StoreError::Failed(_)
-            | StoreError::Closed => Self::other(error.to_string()),
-        }
+            | StoreError::Closed => io::ErrorKind::Other,
+        };
+        Self::new(kind, error.to_string())
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::{OpenError, StoreError, Unusable};
@@ -61,8 +62,8 @@ pub struct NodeStorage {
     pub applied: Applied,
     /// What happened while opening.
     pub report: OpenReport,
-    /// Held until the last handle is gone.
-    pub lock: DirectoryLock,
+    /// Also held by the log and the state, for as long as they live.
+    pub lock: Arc<DirectoryLock>,
 }
 
 /// The right to use a data directory. It ends with the value.
@@ -97,15 +98,16 @@ impl NodeStorage {
     /// Like [`Self::open`], over any database.
     pub(crate) fn open_with(directory: &Path, options: &OpenOptions, opener: &Opener) -> Result<Self, OpenError> {
         make_directory(directory)?;
-        let lock = DirectoryLock::take(directory)?;
+        let lock = Arc::new(DirectoryLock::take(directory)?);
         let log = RaftLog::open(&directory.join(LOG), &directory.join(FLOOR), options.fresh_store_id, opener)?;
+        let log = log.holding(&lock);
         let snapshots = SnapshotStore::open(&directory.join(SNAPSHOTS))?;
         let mut report = OpenReport { first_sync: log.first_sync(), ..OpenReport::default() };
         let state_directory = directory.join(STATE);
         let (state, tables, applied) = match StateStore::open(&state_directory, opener) {
             Ok(opened) => opened,
             // The state is a copy of what snapshot and log hold: it may be given up without asking anybody.
-            Err(error @ (StoreError::Damaged { .. } | StoreError::Database { .. })) => {
+            Err(error) if error.is_damage() => {
                 let aside = set_aside(directory, &[STATE], &error.to_string(), options.now)?;
                 tracing::error!(%error, to = %aside.display(), "the state does not open; rebuilding it from snapshot and log");
                 report.state_set_aside = Some(aside);
@@ -119,7 +121,25 @@ impl NodeStorage {
             let why = Unusable::StateLost { purged, covered };
             return Err(OpenError::Unusable { path: directory.to_owned(), why });
         }
-        Ok(Self { log, state, snapshots, tables, applied, report, lock })
+        // Entries may be committed and applied before they are durable here. If a loss of power then takes them, the log
+        // will begin anew behind the state, and only a snapshot can help a node that needs what came before.
+        if applied.log_id > log.position().last
+            && snapshots.latest().is_none_or(|file| file.applied.log_id < applied.log_id)
+        {
+            snapshots.build(&tables, &applied)?;
+        }
+        Ok(Self { log, state: state.holding(&lock), snapshots, tables, applied, report, lock })
+    }
+
+    /// Writes everything that is owed and closes the directory; it can be opened again on return.
+    ///
+    /// # Errors
+    /// When something that was owed could not be written. What was acknowledged is not affected.
+    pub async fn close(self) -> Result<(), StoreError> {
+        let outcome = self.log.close().await.and(self.state.close().await);
+        // Closing the databases waits for the disk.
+        let closed = tokio::task::spawn_blocking(move || drop(self)).await;
+        outcome.and(closed.map_err(|_| StoreError::Closed))
     }
 }
 
@@ -133,7 +153,7 @@ impl NodeStorage {
 /// When the directory is in use, or the disk refused.
 pub fn quarantine(directory: &Path, reason: &Unusable, now: SystemTime) -> Result<PathBuf, OpenError> {
     let _lock = DirectoryLock::take(directory)?;
-    Ok(set_aside(directory, &[LOG, FLOOR, STATE, SNAPSHOTS], &reason.to_string(), now)?)
+    Ok(set_aside(directory, &[SNAPSHOTS, STATE, LOG, FLOOR], &reason.to_string(), now)?)
 }
 
 fn set_aside(directory: &Path, parts: &[&str], reason: &str, now: SystemTime) -> Result<PathBuf, StoreError> {
@@ -150,14 +170,16 @@ fn set_aside(directory: &Path, parts: &[&str], reason: &str, now: SystemTime) ->
     }
     let doing = |e| StoreError::io(format!("moving data to {}", aside.display()), e);
     fs::write(aside.join("REASON"), format!("{reason}\n")).map_err(doing)?;
+    sync_directory(directory)?;
+    // One after the other, each durable before the next: what a crash in between leaves is as unusable as it was.
     for part in parts {
         match fs::rename(directory.join(part), aside.join(part)) {
             Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(doing(error)),
         }
+        sync_directory(&aside)?;
+        sync_directory(directory)?;
     }
-    sync_directory(&aside)?;
-    sync_directory(directory)?;
     Ok(aside)
 }

@@ -12,6 +12,7 @@ use prost::Message;
 use super::error::StoreError;
 use crate::ids::NodeId;
 use crate::pb;
+use crate::state::Fingerprint;
 
 /// The position of an entry and the leader that wrote it. Ordered by term, then leader, then index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,8 +138,8 @@ pub struct Applied {
     pub log_id: Option<LogId>,
     /// The membership then.
     pub membership: StoredMembership,
-    /// The running hash over every write so far: equal on all replicas at an equal index.
-    pub state_hash: [u8; 32],
+    /// The fingerprint of the state there.
+    pub fingerprint: Fingerprint,
 }
 
 impl Applied {
@@ -152,7 +153,8 @@ impl Applied {
         pb::Applied {
             log_id: self.log_id.map(LogId::to_pb),
             membership: Some(self.membership.to_pb()),
-            state_hash: Bytes::copy_from_slice(&self.state_hash),
+            history: Bytes::copy_from_slice(&self.fingerprint.history),
+            content: Bytes::copy_from_slice(&self.fingerprint.content.to_be_bytes()),
         }
         .encode_to_vec()
     }
@@ -162,7 +164,15 @@ impl Applied {
         Ok(Self {
             log_id: applied.log_id.as_ref().map(LogId::from_pb),
             membership: StoredMembership::from_pb(&applied.membership.ok_or("a position without membership")?),
-            state_hash: applied.state_hash.as_ref().try_into().map_err(|_| "a state hash of the wrong length")?,
+            fingerprint: Fingerprint {
+                history: applied.history.as_ref().try_into().map_err(|_| "a state hash of the wrong length")?,
+                content: applied
+                    .content
+                    .as_ref()
+                    .try_into()
+                    .map(u128::from_be_bytes)
+                    .map_err(|_| "a content sum of the wrong length")?,
+            },
         })
     }
 }
@@ -272,8 +282,11 @@ mod tests {
     #[test]
     fn positions_come_back_as_they_were_written() {
         let log_id = Some(LogId { term: 3, node: NodeId(1), index: 12 });
-        let applied =
-            Applied { log_id, membership: StoredMembership { log_id, membership: membership() }, state_hash: [7; 32] };
+        let applied = Applied {
+            log_id,
+            membership: StoredMembership { log_id, membership: membership() },
+            fingerprint: Fingerprint { history: [7; 32], content: u128::MAX - 3 },
+        };
         assert_eq!(Applied::decode(&applied.encode()).expect("decodes"), applied);
         assert_eq!(Applied::decode(&Applied::default().encode()).expect("decodes"), Applied::default());
     }

@@ -7,7 +7,10 @@
 //! - What recovery is about to read is synced first: sled writes a synced summary of it, which must not outlive it.
 //! - A database is created beside its place and renamed into it, so that a half-made one is never opened.
 //! - sled panics where others return errors; every call is made behind `catch_unwind`.
-//! - A failed background write can leave a flush waiting for ever; a watcher wakes it.
+//! - A read error while it recovers looks to sled like the end of its log, whose rest it then overwrites; the whole file is
+//!   read once before.
+//! - A failed background write can leave a flush waiting for ever; a watcher wakes it, and a lock of our own ([`GATE`])
+//!   keeps sled's from getting between the two.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,7 +19,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,6 +41,10 @@ const SYNC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long sled's own threads may hold a closed database's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Taken in front of sled's own lock, which all databases of the process share: for reading by a flush, for writing by a
+/// batch. A batch that queued inside sled while a flush waits there would also stop the watcher that is to wake the flush.
+static GATE: RwLock<()> = RwLock::new(());
 
 /// An open sled database.
 pub(super) struct SledStore {
@@ -62,6 +69,14 @@ struct Handles {
 }
 
 impl Open {
+    /// Writes everything. Closing does so too, but keeps an error to itself.
+    fn flush(&self) -> Result<(), StoreError> {
+        let Some(handles) = &self.handles else { return Err(StoreError::Closed) };
+        no_panic("flushing", &self.path, || {
+            handles.db.flush().map(drop).map_err(|error| database_error("flushing", &self.path, error))
+        })
+    }
+
     /// Closes the database.
     fn close(&mut self) -> Result<(), StoreError> {
         let handles = self.handles.take();
@@ -90,15 +105,18 @@ impl SledStore {
     pub(super) fn open(path: &Path, trees: &[Tree]) -> Result<Self, StoreError> {
         let unfinished = sibling(path, "new");
         remove_dir_if_present(&unfinished)?;
-        if !path.exists() {
-            open_database(&unfinished, trees)?.close()?;
+        if !exists(path)? {
+            let mut made = open_database(&unfinished, trees)?;
+            made.flush()?;
+            made.close()?;
             sync_tree(&unfinished)?;
             fs::rename(&unfinished, path)
                 .map_err(|e| StoreError::io(format!("moving {} into place", path.display()), e))?;
             sync_directory(parent(path))?;
         }
         remove_half_written_summaries(path)?;
-        let data = open_data(path)?;
+        let mut data = open_data(path)?;
+        io::copy(&mut data, &mut io::sink()).map_err(|e| StoreError::io(format!("reading {}", path.display()), e))?;
         data.sync_all().map_err(|e| StoreError::io(format!("syncing {} before opening it", path.display()), e))?;
         drop(data);
 
@@ -144,6 +162,7 @@ impl Store for SledStore {
             }
         }
         self.guarded("writing", |open| {
+            let _alone = GATE.write().unwrap_or_else(PoisonError::into_inner);
             let mut per_tree: BTreeMap<Tree, sled::Batch> = BTreeMap::new();
             for (tree, key, value) in batch.writes {
                 let sled_batch = per_tree.entry(tree).or_default();
@@ -180,10 +199,11 @@ impl Store for SledStore {
 
     fn sync(&self) -> Result<(), StoreError> {
         self.guarded("syncing", |open| {
-            self.watcher.begin(Instant::now());
-            let flushed = open.db.flush();
-            self.watcher.end();
-            flushed.map_err(|e| self.database_error("flushing", e))?;
+            {
+                let _together = GATE.read().unwrap_or_else(PoisonError::into_inner);
+                let _watched = self.watcher.begin(Instant::now());
+                open.db.flush().map_err(|e| self.database_error("flushing", e))?;
+            }
             open.data.sync_data().map_err(|e| StoreError::io(format!("syncing {}", self.path.display()), e))?;
             debug_assert!(no_blobs(&self.path), "a value spilled into a blob file, which is never synced");
             Ok(())
@@ -280,6 +300,9 @@ fn database_error(doing: &str, path: &Path, error: sled::Error) -> StoreError {
     let doing = format!("{doing} {}", path.display());
     match error {
         sled::Error::Io(source) => StoreError::io(doing, source),
+        sled::Error::Corruption { .. } => {
+            StoreError::Damaged { what: path.display().to_string(), why: error.to_string() }
+        }
         other => StoreError::Database { doing, why: other.to_string() },
     }
 }
@@ -292,7 +315,7 @@ fn no_panic<T>(doing: &str, path: &Path, call: impl FnOnce() -> Result<T, StoreE
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|why| (*why).to_owned()))
             .unwrap_or_else(|| "it panicked without a word".to_owned());
-        Err(StoreError::Database { doing: format!("{doing} {}", path.display()), why: format!("panic: {why}") })
+        Err(StoreError::Panicked { doing: format!("{doing} {}", path.display()), why })
     })
 }
 
@@ -341,15 +364,25 @@ pub(super) fn remove_dir_if_present(path: &Path) -> Result<(), StoreError> {
 
 /// Makes a directory with those above it, if it is not there, and their names durable.
 pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
-    if path.is_dir() {
-        return Ok(());
+    if !path.is_dir() {
+        make_directory(parent(path))?;
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => {
+                return Err(StoreError::io(format!("making the directory {}", path.display()), error));
+            }
+            _ => {}
+        }
     }
-    make_directory(parent(path))?;
-    match fs::create_dir(path) {
-        Ok(()) => sync_directory(parent(path)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(error) => Err(StoreError::io(format!("making the directory {}", path.display()), error)),
+    // Even if it was there: whoever made it may have died before its name was durable.
+    match sync_directory(parent(path)) {
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
     }
+}
+
+/// Whether something is there; a disk that does not answer is an error, not a no.
+pub(super) fn exists(path: &Path) -> Result<bool, StoreError> {
+    path.try_exists().map_err(|e| StoreError::io(format!("looking for {}", path.display()), e))
 }
 
 /// Makes the names in a directory durable.
@@ -384,10 +417,20 @@ struct Watcher {
     stopped: AtomicBool,
 }
 
+struct Watched<'a>(&'a Watcher);
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 impl Watcher {
-    fn begin(&self, now: Instant) {
+    /// A sync has begun; it is over when the answer is dropped, however that comes.
+    fn begin(&self, now: Instant) -> Watched<'_> {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         self.changed.notify_one();
+        Watched(self)
     }
 
     fn end(&self) {
@@ -434,4 +477,57 @@ fn spawn_watcher(watcher: &Arc<Watcher>, open: &Open, path: &Path) -> Result<Joi
             }
         })
         .map_err(|e| StoreError::io("starting the store's watcher", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TREE: Tree = Tree("t");
+
+    fn put(key: &str, length: usize) -> Batch {
+        let mut batch = Batch::default();
+        batch.put(TREE, key, vec![1; length]);
+        batch
+    }
+
+    #[test]
+    fn after_a_fatal_error_nothing_is_taken_any_more() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = SledStore::open(&directory.path().join("db"), &[TREE]).expect("opens");
+        store.write(put("a", 10)).expect("writes");
+        let failing = store.scan(TREE, b"", &mut |_, _| Err(StoreError::io("a test", io::Error::other("injected"))));
+        assert!(matches!(failing, Err(StoreError::Io { .. })));
+        assert!(matches!(store.write(put("b", 10)), Err(StoreError::Failed(_))));
+        assert!(matches!(store.sync(), Err(StoreError::Failed(_))));
+        assert!(matches!(store.get(TREE, b"a"), Err(StoreError::Failed(_))));
+    }
+
+    #[test]
+    fn a_panic_in_the_database_is_an_error_and_final() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = SledStore::open(&directory.path().join("db"), &[TREE]).expect("opens");
+        store.write(put("a", 10)).expect("writes");
+        let panicking = store.scan(TREE, b"", &mut |_, _| panic!("as sled does"));
+        assert!(matches!(&panicking, Err(StoreError::Panicked { why, .. }) if why == "as sled does"), "{panicking:?}");
+        assert!(matches!(store.sync(), Err(StoreError::Failed(_))));
+    }
+
+    #[test]
+    fn the_longest_value_fits_and_the_next_longer_one_is_refused_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("db");
+        let store = SledStore::open(&path, &[TREE]).expect("opens");
+        let longest = MAX_VALUE - OVERHEAD;
+        for number in 0..200 {
+            store.write(put(&format!("{number}"), longest)).expect("writes");
+        }
+        store.sync().expect("syncs");
+        assert!(no_blobs(&path), "no value may spill into files that are never synced");
+        let mut batch = put("small", 1);
+        batch.put(TREE, "large", vec![1; longest + 1]);
+        assert!(matches!(store.write(batch), Err(StoreError::TooLarge { .. })));
+        assert_eq!(store.get(TREE, b"small").expect("reads"), None, "a refused batch writes nothing");
+        store.write(put("small", 1)).expect("goes on");
+    }
 }

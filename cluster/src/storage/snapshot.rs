@@ -8,7 +8,9 @@
 //! SHA-256 of everything before         32 bytes
 //! ```
 //!
-//! A file is written under a temporary name, synced, and renamed (INV-6): whatever has a plain name is whole. Two are kept.
+//! A file is written under a temporary name and synced. One from elsewhere is then only received: it counts, as `*.snap`, once
+//! it is adopted, which Raft decides after it has dealt with whatever in the log contradicts it. Whatever has the plain name
+//! is whole (INV-6). Two are kept.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -68,21 +70,29 @@ impl SnapshotStore {
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let doing = |e| StoreError::io(format!("opening {}", directory.display()), e);
         make_directory(directory)?;
-        let mut files = Vec::new();
+        let (mut files, mut unreadable) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(directory).map_err(doing)? {
             let path = entry.map_err(doing)?.path();
             match path.extension().and_then(|extension| extension.to_str()) {
-                Some("tmp") => fs::remove_file(&path).map_err(doing)?,
+                Some("tmp" | "received") => fs::remove_file(&path).map_err(doing)?,
                 Some("snap") => match inspect(&path) {
                     Ok(file) => files.push(Arc::new(file)),
                     Err(error @ StoreError::Damaged { .. }) => {
                         tracing::error!(path = %path.display(), %error, "setting a damaged snapshot aside");
                         fs::rename(&path, path.with_extension("damaged")).map_err(doing)?;
                     }
+                    Err(error @ StoreError::Io { .. }) => unreadable.push((path, error)),
                     Err(error) => return Err(error),
                 },
                 _ => {}
             }
+        }
+        // One that the disk does not give back is no loss when there is a newer one; names sort by index.
+        for (path, error) in unreadable {
+            if !files.iter().any(|file: &Arc<SnapshotFile>| file.path > path) {
+                return Err(error);
+            }
+            tracing::error!(path = %path.display(), %error, "an old snapshot can not be read");
         }
         sync_directory(directory)?;
         files.sort_by_key(|file| file.applied.log_id);
@@ -101,30 +111,14 @@ impl SnapshotStore {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes a snapshot of these tables, durable on return. Blocks.
+    /// Writes a snapshot of these tables, which are this node's own; durable on return. Blocks.
     ///
     /// # Errors
     /// When the disk refused.
     pub fn build(&self, tables: &Tables, applied: &Applied) -> Result<Arc<SnapshotFile>, StoreError> {
         let mut incoming = self.receive()?;
         incoming.write_snapshot(tables, applied)?;
-        self.publish(incoming)
-    }
-
-    /// The snapshot as one of this directory: itself if it lies here, else a copy, durable on return. Blocks.
-    ///
-    /// # Errors
-    /// When it can not be read, is not whole, or the disk refused.
-    pub fn adopt(&self, file: &Arc<SnapshotFile>) -> Result<Arc<SnapshotFile>, StoreError> {
-        if file.path.parent() == Some(&self.directory) {
-            return Ok(Arc::clone(file));
-        }
-        let mut incoming = self.receive()?;
-        let mut source =
-            File::open(&file.path).map_err(|e| StoreError::io(format!("reading {}", file.path.display()), e))?;
-        io::copy(&mut source, &mut incoming.file)
-            .map_err(|e| StoreError::io(format!("copying {}", file.path.display()), e))?;
-        self.publish(incoming)
+        self.adopt(&self.finish(incoming)?)
     }
 
     /// Begins a snapshot whose bytes come from elsewhere.
@@ -135,25 +129,44 @@ impl SnapshotStore {
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
         let path = self.directory.join(format!("{}-{number}.tmp", std::process::id()));
         let file = File::create(&path).map_err(|e| StoreError::io(format!("creating {}", path.display()), e))?;
-        Ok(IncomingSnapshot { path, file: BufWriter::with_capacity(64 * 1024, file), published: false })
+        Ok(IncomingSnapshot { path, file: BufWriter::with_capacity(64 * 1024, file), finished: false })
     }
 
-    /// Checks what was received and gives it its name; durable on return. Older snapshots than the newest two are removed.
-    /// Blocks.
+    /// Checks what was received. It does not count yet, and is gone after a restart unless it is adopted. Blocks.
     ///
     /// # Errors
     /// When the bytes are not a whole snapshot, or the disk refused; the file is removed then.
-    pub fn publish(&self, mut incoming: IncomingSnapshot) -> Result<Arc<SnapshotFile>, StoreError> {
+    pub fn finish(&self, mut incoming: IncomingSnapshot) -> Result<Arc<SnapshotFile>, StoreError> {
         let doing = |e| StoreError::io(format!("finishing {}", incoming.path.display()), e);
         incoming.file.flush().and_then(|()| incoming.file.get_ref().sync_all()).map_err(doing)?;
         let mut file = inspect(&incoming.path)?;
+        let path = incoming.path.with_extension("received");
+        fs::rename(&incoming.path, &path).map_err(doing)?;
+        incoming.finished = true;
+        file.path = path;
+        Ok(Arc::new(file))
+    }
+
+    /// Makes a snapshot count as this node's own, durable on return: a received one gets its name, one of another directory
+    /// is copied. Older ones than the newest two are removed. Blocks.
+    ///
+    /// # Errors
+    /// When it can not be read, is not whole, or the disk refused.
+    pub fn adopt(&self, file: &Arc<SnapshotFile>) -> Result<Arc<SnapshotFile>, StoreError> {
+        if self.list().iter().any(|own| own.path == file.path) {
+            return Ok(Arc::clone(file));
+        }
+        if file.path.parent() != Some(&self.directory) {
+            let doing = |e| StoreError::io(format!("copying {}", file.path.display()), e);
+            let mut incoming = self.receive()?;
+            io::copy(&mut File::open(&file.path).map_err(doing)?, &mut incoming.file).map_err(doing)?;
+            return self.adopt(&self.finish(incoming)?);
+        }
         let (index, term) = file.applied.log_id.map_or((0, 0), |id| (id.index, id.term));
         let path = self.directory.join(format!("{index:020}-{term}.snap"));
-        fs::rename(&incoming.path, &path).map_err(doing)?;
-        incoming.published = true;
+        fs::rename(&file.path, &path).map_err(|e| StoreError::io(format!("naming {}", path.display()), e))?;
         sync_directory(&self.directory)?;
-        file.path = path;
-        let file = Arc::new(file);
+        let file = Arc::new(SnapshotFile { path, ..SnapshotFile::clone(file) });
 
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.retain(|other| other.path != file.path);
@@ -174,7 +187,7 @@ impl SnapshotStore {
 pub struct IncomingSnapshot {
     path: PathBuf,
     file: BufWriter<File>,
-    published: bool,
+    finished: bool,
 }
 
 impl IncomingSnapshot {
@@ -217,7 +230,7 @@ impl IncomingSnapshot {
 
 impl Drop for IncomingSnapshot {
     fn drop(&mut self) {
-        if !self.published {
+        if !self.finished {
             // The next start removes it if this does not.
             let _ = fs::remove_file(&self.path);
         }
@@ -232,7 +245,7 @@ impl SnapshotFile {
     pub fn load(&self) -> Result<Tables, StoreError> {
         let mut records = Vec::new();
         let file = read(&self.path, &mut |key, record| records.push((key, record)))?;
-        Ok(Tables::restored(records, file.applied.state_hash))
+        Ok(Tables::restored(records, file.applied.fingerprint.history))
     }
 
     /// The position's log id.
@@ -367,7 +380,7 @@ mod tests {
             tables.put(TableId((index % 5) as u8), format!("key {index}"), vec![index as u8; 100], index);
         }
         let log_id = Some(LogId { term: 3, node: NodeId(1), index: records });
-        let applied = Applied { log_id, state_hash: tables.hash(), ..Applied::default() };
+        let applied = Applied { log_id, fingerprint: tables.fingerprint(), ..Applied::default() };
         (tables, applied)
     }
 
@@ -386,7 +399,7 @@ mod tests {
         assert_eq!(reopened.applied, applied);
         let loaded = reopened.load().expect("loads");
         assert_eq!(content(&loaded), content(&tables));
-        assert_eq!(loaded.hash(), tables.hash());
+        assert_eq!(loaded.fingerprint(), tables.fingerprint());
     }
 
     #[test]
@@ -446,12 +459,35 @@ mod tests {
     }
 
     #[test]
+    fn a_received_snapshot_counts_only_once_it_is_adopted() {
+        let (here, there) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let (tables, applied) = tables(9);
+        let sent = SnapshotStore::open(there.path()).expect("opens").build(&tables, &applied).expect("builds");
+        let receive = |store: &SnapshotStore| {
+            let mut incoming = store.receive().expect("begins");
+            for chunk in fs::read(&sent.path).expect("reads").chunks(100) {
+                incoming.write(chunk).expect("writes");
+            }
+            store.finish(incoming).expect("is whole")
+        };
+        let store = SnapshotStore::open(here.path()).expect("opens");
+        receive(&store);
+        assert_eq!(store.latest(), None);
+        let store = SnapshotStore::open(here.path()).expect("opens");
+        assert_eq!(store.latest(), None, "a crash before Raft has accepted it forgets it");
+        let adopted = store.adopt(&receive(&store)).expect("is adopted");
+        assert_eq!(store.latest(), Some(Arc::clone(&adopted)));
+        assert_eq!(store.adopt(&adopted).expect("again is no change"), adopted);
+        assert_eq!(SnapshotStore::open(here.path()).expect("opens").latest(), Some(adopted));
+    }
+
+    #[test]
     fn a_half_received_snapshot_leaves_nothing() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = SnapshotStore::open(directory.path()).expect("opens");
         let mut incoming = store.receive().expect("begins");
         incoming.write(b"MSTRSNAP\0\0\0\x01 and then nothing").expect("writes");
-        assert!(matches!(store.publish(incoming), Err(StoreError::Damaged { .. })));
+        assert!(matches!(store.finish(incoming), Err(StoreError::Damaged { .. })));
         drop(store.receive().expect("begins"));
         assert_eq!(fs::read_dir(directory.path()).expect("lists").count(), 0);
         let abandoned = store.receive().expect("begins");

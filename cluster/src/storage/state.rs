@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use super::MAX_VALUE;
 use super::error::StoreError;
+use super::node::DirectoryLock;
 use super::record::Applied;
 use super::sled_store::{parent, remove_dir_if_present, sibling, sync_directory};
 use super::store::{Batch, Opener, Store, Tree, check_format};
@@ -51,11 +52,13 @@ const HEAD: usize = 8;
 /// The longest value of the replicated state, in bytes.
 pub(super) const MAX_STATE_VALUE: usize = MAX_VALUE - super::frame::OVERHEAD - HEAD;
 
-/// The state on this node's disk. Dropping it writes what is owed and closes it.
+/// The state on this node's disk. Dropping it without [`StateStore::close`] blocks until what is owed is written.
 pub struct StateStore {
     shared: Arc<Shared>,
     durable: watch::Receiver<Durable>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    // The last field, so that it is let go last.
+    lock: Option<Arc<DirectoryLock>>,
 }
 
 /// What the checkpoint thread has done since the state was opened.
@@ -85,7 +88,7 @@ struct Dirty {
     sequence: u64,
     /// Somebody waits for the disk.
     urgent: bool,
-    replacement: Option<Tables>,
+    replacement: Option<(Tables, Applied)>,
     closing: bool,
 }
 
@@ -128,7 +131,13 @@ impl StateStore {
             .name("state-checkpoint".to_owned())
             .spawn(move || checkpointer.run())
             .map_err(|e| StoreError::io("starting the checkpoint thread", e))?;
-        Ok((Self { shared, durable, thread: Some(thread) }, tables, applied))
+        Ok((Self { shared, durable, thread: Mutex::new(Some(thread)), lock: None }, tables, applied))
+    }
+
+    /// Keeps the directory locked for as long as the state is open.
+    pub(super) fn holding(mut self, lock: &Arc<DirectoryLock>) -> Self {
+        self.lock = Some(Arc::clone(lock));
+        self
     }
 
     /// Hands over what one or more entries have changed, and the position after them. Waits when the disk is far behind.
@@ -145,6 +154,9 @@ impl StateStore {
         }
         let full = {
             let mut dirty = self.dirty();
+            if dirty.closing {
+                return Err(StoreError::Closed);
+            }
             for (key, record) in changes {
                 dirty.bytes += key.key.len() + record.as_ref().map_or(0, |record| record.value.len()) + HEAD;
                 dirty.changes.insert(key, record);
@@ -163,10 +175,13 @@ impl StateStore {
     pub async fn replace(&self, tables: Tables, applied: Applied) -> Result<(), StoreError> {
         {
             let mut dirty = self.dirty();
+            if dirty.closing {
+                return Err(StoreError::Closed);
+            }
             dirty.changes.clear();
             dirty.bytes = 0;
-            dirty.note(applied);
-            dirty.replacement = Some(tables);
+            dirty.note(applied.clone());
+            dirty.replacement = Some((tables, applied));
         }
         self.sync().await
     }
@@ -188,6 +203,27 @@ impl StateStore {
             .await
             .map_err(|_| StoreError::Closed)?;
         reached.outcome.clone()
+    }
+
+    /// Writes everything that is owed and takes nothing more.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.dirty().closing = true;
+        self.shared.wake.notify_one();
+        let mut durable = self.durable.clone();
+        // The thread lets go of its end when it is done.
+        while durable.changed().await.is_ok() {}
+        self.join();
+        self.health()
+    }
+
+    fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
     }
 
     /// The index up to which the state is durable.
@@ -218,9 +254,7 @@ impl Drop for StateStore {
     fn drop(&mut self) {
         self.dirty().closing = true;
         self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.join();
     }
 }
 
@@ -291,9 +325,12 @@ impl Checkpointer {
 
     fn write(&mut self, dirty: Dirty) -> Result<(), StoreError> {
         let Some(applied) = dirty.applied else { return Ok(()) };
-        if let Some(tables) = dirty.replacement {
+        if let Some((tables, replaced_at)) = dirty.replacement {
+            self.replace(&tables, &replaced_at)?;
+            if dirty.changes.is_empty() && replaced_at == applied {
+                return Ok(());
+            }
             // What was recorded after the replacement was handed over goes on top of it.
-            self.replace(&tables, &applied)?;
         }
         let Some(store) = &self.store else { return Err(StoreError::Closed) };
         let mut batch = Batch::default();
@@ -367,10 +404,11 @@ fn load(store: &dyn Store) -> Result<(Tables, Applied), StoreError> {
         store.write(batch)?;
         store.sync()?;
     }
-    let applied = match store.get(SYS, APPLIED)? {
-        Some(encoded) => Applied::decode(&encoded).map_err(|why| why.of("the state's position"))?,
-        None => Applied::default(),
+    let position = match store.get(SYS, APPLIED)? {
+        Some(encoded) => Some(Applied::decode(&encoded).map_err(|why| why.of("the state's position"))?),
+        None => None,
     };
+    let applied = position.unwrap_or_default();
     let mut records = Vec::new();
     store.scan(KV, &[], &mut |key, value| {
         let (table, key) = key.split_first().ok_or_else(|| damaged("a key of the state", "it is empty"))?;
@@ -380,5 +418,10 @@ fn load(store: &dyn Store) -> Result<(Tables, Applied), StoreError> {
         records.push((RecordKey { table: TableId(*table), key: Bytes::copy_from_slice(key) }, record));
         Ok(ControlFlow::Continue(()))
     })?;
-    Ok((Tables::restored(records, applied.state_hash), applied))
+    let tables = Tables::restored(records, applied.fingerprint.history);
+    // sled may pass over damage in the middle of its file and come up with older pages; nothing else would notice.
+    if tables.fingerprint() != applied.fingerprint {
+        return Err(damaged("the state", "its records are not those of its position"));
+    }
+    Ok((tables, applied))
 }

@@ -51,7 +51,7 @@ pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreE
 /// An ordered, transactional database with an explicit barrier.
 ///
 /// All methods block and may be called from any thread; a caller on an async runtime hands them to a thread of its own.
-/// After any error but [`StoreError::TooLarge`] every further call fails.
+/// After an error that is fatal ([`StoreError::is_fatal`]) every further call fails.
 pub trait Store: Send + Sync + 'static {
     /// Applies a batch: readable on return, atomic across a crash, durable only after the next [`Self::sync`].
     ///

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::schema::{COMMITTED, FORMAT, META, PURGED, SELF_TEST, STORE, VOTE, read_meta, scan_entries};
 use self::view::View;
@@ -24,8 +24,9 @@ use self::writer::{Counters, Request, Writer};
 use super::MAX_ENTRY;
 use super::error::{OpenError, StoreError, Unusable};
 use super::floor::{Floor, FloorFile};
+use super::node::DirectoryLock;
 use super::record::{Entry, LogId, Payload, Vote};
-use super::sled_store::parent;
+use super::sled_store::{exists, parent};
 use super::store::{Batch, Opener, Store, check_format};
 use crate::ids::StoreId;
 
@@ -38,20 +39,27 @@ const FORMAT_VERSION: u32 = 1;
 /// How many requests may wait for the writer; more wait in their callers.
 const QUEUE: usize = 1024;
 
+/// How many bytes of entries may wait for the writer, in units of 1 KiB; more wait in their callers. Until it is written, an
+/// entry is in memory.
+const QUEUE_KIB: u32 = 64 * 1024;
+
 /// Room for an entry's position beside its command.
 const ENTRY_HEAD: usize = 64;
 
 /// The Raft log on this node's disk.
 ///
-/// Dropping it closes it in the background; [`RaftLog::close`] waits until the database is closed.
+/// Dropping it without [`RaftLog::close`] blocks until what is owed is written.
 pub struct RaftLog {
     store_id: StoreId,
     store: Arc<dyn Store>,
     view: Arc<Mutex<View>>,
     counters: Arc<Counters>,
     requests: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
     writer: Mutex<Option<JoinHandle<()>>>,
     first_sync: Duration,
+    // The last field, so that it is let go last.
+    lock: Option<Arc<DirectoryLock>>,
 }
 
 /// What the log's writer has done since the log was opened.
@@ -80,7 +88,7 @@ impl RaftLog {
     pub fn open(directory: &Path, floor: &Path, fresh: StoreId, opener: &Opener) -> Result<Self, OpenError> {
         let unusable = |why| OpenError::Unusable { path: parent(directory).to_owned(), why };
         let floor_found = FloorFile::read(floor)?;
-        if let (Some(found), false) = (&floor_found, directory.exists()) {
+        if let (Some(found), false) = (&floor_found, exists(directory)?) {
             return Err(unusable(Unusable::LogMissing { store: found.store.to_string() }));
         }
         let store = opener(directory, &schema::TREES).map_err(|error| damaged(directory, error))?;
@@ -115,7 +123,23 @@ impl RaftLog {
             .name("raft-log".to_owned())
             .spawn(move || writer.run(&runtime))
             .map_err(|e| StoreError::io("starting the log writer", e))?;
-        Ok(Self { store_id, store, view, counters, requests, writer: Mutex::new(Some(thread)), first_sync })
+        Ok(Self {
+            store_id,
+            store,
+            view,
+            counters,
+            requests,
+            room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
+            writer: Mutex::new(Some(thread)),
+            first_sync,
+            lock: None,
+        })
+    }
+
+    /// Keeps the directory locked for as long as the log lives.
+    pub(super) fn holding(mut self, lock: &Arc<DirectoryLock>) -> Self {
+        self.lock = Some(Arc::clone(lock));
+        self
     }
 
     /// The identity of this log.
@@ -142,7 +166,8 @@ impl RaftLog {
         self.view().vote()
     }
 
-    /// The committed position noted last. It lags behind, by a second at most, and is never ahead of what is durable here.
+    /// The committed position noted last. What is written of it lags by about a second, and never names an entry that is not
+    /// durable here.
     #[must_use]
     pub fn committed(&self) -> Option<LogId> {
         self.view().committed()
@@ -168,18 +193,40 @@ impl RaftLog {
     /// error too. When the log has failed or is closed.
     pub async fn append(&self, entries: Vec<Entry>, done: Completion) -> Result<(), StoreError> {
         let entries: Vec<_> = entries.into_iter().map(Arc::new).collect();
-        let admitted = entries.iter().try_for_each(|entry| admit(entry)).and_then(|()| {
-            let mut view = self.view();
-            view.append(&entries)?;
-            Ok(view.truncations())
-        });
-        match admitted {
-            Ok(truncations) => self.send(Request::Append { entries, truncations, done }).await,
-            Err(error) => {
-                done(Err(error.clone()));
-                Err(error)
+        let admitted = self.admit(&entries).await;
+        let outcome = match admitted {
+            Ok((permit, room)) => {
+                // One step for readers and writer: neither a cancelled caller nor two at once can part them.
+                let mut view = self.view();
+                match view.append(&entries) {
+                    Ok(()) => {
+                        permit.send(Request::Append {
+                            entries,
+                            truncations: view.truncations(),
+                            room: Some(room),
+                            done,
+                        });
+                        return Ok(());
+                    }
+                    Err(error) => Err(error),
+                }
             }
-        }
+            Err(error) => Err(error),
+        };
+        done(outcome.clone());
+        outcome
+    }
+
+    /// Waits until everything appended so far is durable.
+    ///
+    /// # Errors
+    /// When the disk refused, or the log has failed or is closed.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.request(|done, view| {
+            let truncations = view.truncations();
+            Ok(Some(Request::Append { entries: Vec::new(), truncations, room: None, done }))
+        })
+        .await
     }
 
     /// Saves a vote; durable on return.
@@ -187,12 +234,10 @@ impl RaftLog {
     /// # Errors
     /// When the disk refused, or the log has failed or is closed.
     pub async fn save_vote(&self, vote: Vote) -> Result<(), StoreError> {
-        self.request(|done| Request::Vote { vote, done }).await?;
-        self.view().set_vote(vote);
-        Ok(())
+        self.request(|done, _| Ok(Some(Request::Vote { vote, done }))).await
     }
 
-    /// Notes how far the log is committed. Written within a second, and only once it is durable here.
+    /// Notes how far the log is committed. Written within about a second, and only once it is durable here.
     pub fn save_committed(&self, committed: Option<LogId>) {
         self.view().set_committed(committed);
     }
@@ -202,16 +247,15 @@ impl RaftLog {
     /// # Errors
     /// When entries before that are purged already; when the disk refused, or the log has failed or is closed.
     pub async fn truncate_after(&self, keep: Option<LogId>) -> Result<(), StoreError> {
-        let end = {
-            let mut view = self.view();
+        self.request(|done, view| {
             let end = view.end();
             if keep.is_some_and(|keep| keep.index + 1 >= end) {
-                return Ok(());
+                return Ok(None);
             }
             view.truncate_after(keep)?;
-            end
-        };
-        self.request(|done| Request::Truncate { keep, end, done }).await
+            Ok(Some(Request::Truncate { keep, end, done }))
+        })
+        .await
     }
 
     /// Forgets every entry up to `upto`. The purge point is durable on return; the entries go soon after, in slices.
@@ -219,14 +263,14 @@ impl RaftLog {
     /// # Errors
     /// When the disk refused, or the log has failed or is closed.
     pub async fn purge(&self, upto: LogId) -> Result<(), StoreError> {
-        {
-            let mut view = self.view();
+        self.request(|done, view| {
             if view.position().purged >= Some(upto) {
-                return Ok(());
+                return Ok(None);
             }
             view.purge(upto);
-        }
-        self.request(|done| Request::Purge { upto, done }).await
+            Ok(Some(Request::Purge { upto, done }))
+        })
+        .await
     }
 
     /// The entries `from..to` that the log has. Blocks on the disk for those that are no longer in memory.
@@ -246,30 +290,36 @@ impl RaftLog {
         loop {
             let plan = self.view().plan_read(from, to);
             let mut budget = Budget { left: bytes };
-            let mut entries = Vec::new();
+            let mut stored = Vec::new();
             let mut cut_short = false;
             if !plan.stored.is_empty() {
                 scan_entries(&*self.store, plan.stored.start, &mut |entry| {
-                    if entry.log_id.index >= plan.stored.end {
+                    if entry.index >= plan.stored.end {
                         return ControlFlow::Break(());
                     }
-                    if !budget.take(&entry) {
+                    if !budget.take(entry.weight()) {
                         cut_short = true;
                         return ControlFlow::Break(());
                     }
-                    entries.push(entry);
+                    stored.push(entry);
                     ControlFlow::Continue(())
                 })?;
-                let (first, truncations) = {
-                    let view = self.view();
-                    (view.first(), view.truncations())
-                };
-                if truncations != plan.truncations {
-                    continue;
-                }
-                // A purge may have removed entries while they were read; it is in the view before it touches the disk.
-                entries.retain(|entry: &Entry| entry.log_id.index >= first);
-                let begin = plan.stored.start.max(first);
+            }
+            let decoded: Result<Vec<Entry>, StoreError> =
+                stored.iter().map(|entry| entry.decode(&*self.store)).collect();
+            let (first, truncations) = {
+                let view = self.view();
+                (view.first(), view.truncations())
+            };
+            let begin = plan.stored.start.max(first);
+            let removed_meanwhile = first > plan.stored.start;
+            if truncations != plan.truncations || (removed_meanwhile && decoded.is_err()) {
+                continue;
+            }
+            let mut entries = decoded?;
+            // A purge may have removed entries while they were read; it is in the view before it touches the disk.
+            entries.retain(|entry: &Entry| entry.log_id.index >= first);
+            if !plan.stored.is_empty() {
                 let follow = entries.iter().zip(begin..).all(|(entry, index)| entry.log_id.index == index);
                 let end = begin + entries.len() as u64;
                 if !follow || (!cut_short && end < plan.stored.end) {
@@ -281,7 +331,9 @@ impl RaftLog {
                 }
             }
             if !cut_short {
-                entries.extend(plan.tail.iter().map_while(|entry| budget.take(entry).then(|| Entry::clone(entry))));
+                entries.extend(
+                    plan.tail.iter().map_while(|entry| budget.take(entry.weight()).then(|| Entry::clone(entry))),
+                );
             }
             return Ok(entries);
         }
@@ -291,7 +343,7 @@ impl RaftLog {
     pub fn read_in_memory(&self, from: u64, to: u64, bytes: usize) -> Option<Vec<Entry>> {
         let plan = self.view().plan_read(from, to);
         let mut budget = Budget { left: bytes };
-        let fitting = plan.tail.iter().map_while(|entry| budget.take(entry).then(|| Entry::clone(entry)));
+        let fitting = plan.tail.iter().map_while(|entry| budget.take(entry.weight()).then(|| Entry::clone(entry)));
         plan.stored.is_empty().then(|| fitting.collect())
     }
 
@@ -300,31 +352,67 @@ impl RaftLog {
     /// # Errors
     /// When something that was owed could not be written. What was acknowledged is not affected.
     pub async fn close(&self) -> Result<(), StoreError> {
-        let outcome = self.request(|done| Request::Close { done }).await;
-        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // The thread has answered; what remains of it takes no time.
-            let _ = thread.join();
-        }
+        let outcome = self.request(|done, _| Ok(Some(Request::Close { done }))).await;
+        self.join_writer();
         outcome
     }
 
-    async fn request(&self, request: impl FnOnce(Completion) -> Request) -> Result<(), StoreError> {
+    /// The writer has been told to close, so what remains of it takes no time.
+    fn join_writer(&self) {
+        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    /// Room in the queue for these entries, if they may be stored at all.
+    async fn admit(
+        &self,
+        entries: &[Arc<Entry>],
+    ) -> Result<(mpsc::Permit<'_, Request>, OwnedSemaphorePermit), StoreError> {
+        entries.iter().try_for_each(|entry| check_length(entry))?;
+        let bytes: usize = entries.iter().map(|entry| entry.weight()).sum();
+        // What is larger than the whole queue waits until it is empty.
+        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(QUEUE_KIB).min(QUEUE_KIB);
+        let room = Arc::clone(&self.room).acquire_many_owned(kib).await.map_err(|_| StoreError::Closed)?;
+        let permit = self.requests.reserve().await.map_err(|_| StoreError::Closed)?;
+        Ok((permit, room))
+    }
+
+    /// Makes a request and waits for its answer. The view is changed and the request sent in one step; `None` means that
+    /// there is nothing to do.
+    async fn request(
+        &self,
+        make: impl FnOnce(Completion, &mut View) -> Result<Option<Request>, StoreError>,
+    ) -> Result<(), StoreError> {
         let (answer, answered) = oneshot::channel();
         let done: Completion = Box::new(move |outcome| {
             // Nobody waits any more if the caller was cancelled; the write itself stands.
             let _ = answer.send(outcome);
         });
-        self.send(request(done)).await?;
+        let permit = self.requests.reserve().await.map_err(|_| StoreError::Closed)?;
+        {
+            let mut view = self.view();
+            match make(done, &mut view)? {
+                Some(request) => permit.send(request),
+                None => return Ok(()),
+            };
+        }
         answered.await.map_err(|_| StoreError::Closed)?
-    }
-
-    async fn send(&self, request: Request) -> Result<(), StoreError> {
-        self.requests.send(request).await.map_err(|_| StoreError::Closed)
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for RaftLog {
+    fn drop(&mut self) {
+        let closing = Request::Close { done: Box::new(|_| {}) };
+        // With a full queue the writer is stuck or hopelessly behind; it then ends by itself once this handle is gone.
+        if self.requests.try_send(closing).is_ok() || self.requests.is_closed() {
+            self.join_writer();
+        }
     }
 }
 
@@ -334,17 +422,17 @@ struct Budget {
 }
 
 impl Budget {
-    /// Whether the entry fits; the first one always does.
-    fn take(&mut self, entry: &Entry) -> bool {
+    /// Whether so many bytes fit; the first ones always do.
+    fn take(&mut self, bytes: usize) -> bool {
         if self.left == 0 {
             return false;
         }
-        self.left = self.left.saturating_sub(entry.weight());
+        self.left = self.left.saturating_sub(bytes);
         true
     }
 }
 
-fn admit(entry: &Entry) -> Result<(), StoreError> {
+fn check_length(entry: &Entry) -> Result<(), StoreError> {
     let len = match &entry.payload {
         Payload::Command(command) => command.len() + ENTRY_HEAD,
         Payload::Blank => ENTRY_HEAD,
@@ -406,35 +494,45 @@ fn recover(store: &dyn Store) -> Result<Recovered, StoreError> {
     let committed = read_meta(store, COMMITTED, LogId::decode)?;
     let mut newest: VecDeque<Arc<Entry>> = VecDeque::new();
     let mut leftover: Option<(u64, u64)> = None;
-    let mut hole = None;
-    scan_entries(store, 0, &mut |entry| {
-        let index = entry.log_id.index;
-        if purged.is_some_and(|purged| index <= purged.index) {
-            leftover = Some((leftover.map_or(index, |(first, _)| first), index));
-            return ControlFlow::Continue(());
+    let mut failure = None;
+    scan_entries(store, 0, &mut |stored| {
+        match stored.decode(store).and_then(|entry| follows(entry, purged, newest.back())) {
+            Ok(entry) if purged.is_some_and(|purged| entry.log_id.index <= purged.index) => {
+                let index = entry.log_id.index;
+                leftover = Some((leftover.map_or(index, |(first, _)| first), index));
+            }
+            Ok(entry) => newest.push_back(Arc::new(entry)),
+            Err(error) => {
+                failure = Some(error);
+                return ControlFlow::Break(());
+            }
         }
-        let previous = newest.back().map(|entry| entry.log_id.index).or(purged.map(|id| id.index));
-        if previous.is_some_and(|previous| index != previous + 1) {
-            hole = Some((previous, index));
-            return ControlFlow::Break(());
-        }
-        newest.push_back(Arc::new(entry));
         ControlFlow::Continue(())
     })?;
-    if let Some((previous, index)) = hole {
-        let why = format!("entry {index} follows {}", previous.unwrap_or(0));
-        return Err(StoreError::Damaged { what: "the Raft log".to_owned(), why });
+    if let Some(error) = failure {
+        return Err(error);
     }
     let last = newest.back().map(|entry| entry.log_id).or(purged);
     Ok(Recovered { view: View::opened(LogPosition { purged, last }, vote, committed, newest), leftover })
 }
 
+/// Whether an entry may stand where it was found: right behind the one before, and written by no older leader.
+fn follows(entry: Entry, purged: Option<LogId>, before: Option<&Arc<Entry>>) -> Result<Entry, StoreError> {
+    let found = entry.log_id;
+    let Some(previous) = before.map(|entry| entry.log_id).or(purged) else { return Ok(entry) };
+    if purged.is_some_and(|purged| found.index <= purged.index)
+        || (found.index == previous.index + 1 && found > previous)
+    {
+        return Ok(entry);
+    }
+    Err(StoreError::Damaged { what: "the Raft log".to_owned(), why: format!("entry {found} follows {previous}") })
+}
+
 /// An error while opening says whether the log is damaged or the disk refused.
 fn damaged(directory: &Path, error: StoreError) -> OpenError {
-    match error {
-        StoreError::Database { .. } | StoreError::Damaged { .. } => {
-            OpenError::Unusable { path: parent(directory).to_owned(), why: Unusable::LogDamaged(error) }
-        }
-        other => OpenError::Store(other),
+    if error.is_damage() {
+        OpenError::Unusable { path: parent(directory).to_owned(), why: Unusable::LogDamaged(error) }
+    } else {
+        OpenError::Store(error)
     }
 }

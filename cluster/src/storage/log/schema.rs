@@ -69,31 +69,45 @@ pub(super) fn remove_entries(store: &dyn Store, batch: &mut Batch, first: u64, l
     })
 }
 
+/// An entry as it is stored: its first part, and how many further ones there are.
+pub(super) struct Stored {
+    pub(super) index: u64,
+    value: Vec<u8>,
+}
+
+impl Stored {
+    /// About how long the entry is, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        self.value.len() + self.value.first().map_or(0, |further| usize::from(*further)) * PART_BYTES
+    }
+
+    /// Puts the entry together. Another thread may be removing it meanwhile, so a part that is missing says nothing yet.
+    pub(super) fn decode(&self, store: &dyn Store) -> Result<Entry, StoreError> {
+        let index = self.index;
+        let damaged = |why: String| StoreError::Damaged { what: format!("log entry {index}"), why };
+        let (further, first) = self.value.split_first().ok_or_else(|| damaged("it is empty".to_owned()))?;
+        let mut encoded = first.to_vec();
+        for number in 1..=u16::from(*further) {
+            let part = store.get(LOGX, &part_key(index, number))?;
+            encoded.extend(part.ok_or_else(|| damaged(format!("part {number} of {further} is missing")))?);
+        }
+        let entry = Entry::decode(Bytes::from(encoded)).map_err(|why| why.of(format!("log entry {index}")))?;
+        if entry.log_id.index != index {
+            return Err(damaged(format!("it says that it is entry {}", entry.log_id.index)));
+        }
+        Ok(entry)
+    }
+}
+
 /// Visits the stored entries from `from` on, in order.
 pub(super) fn scan_entries(
     store: &dyn Store,
     from: u64,
-    visit: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+    visit: &mut dyn FnMut(Stored) -> ControlFlow<()>,
 ) -> Result<(), StoreError> {
     store.scan(LOG, &from.to_be_bytes(), &mut |key, value| {
-        let index = index_of(LOG, key)?;
-        Ok(visit(read_entry(store, index, value)?))
+        Ok(visit(Stored { index: index_of(LOG, key)?, value: value.to_vec() }))
     })
-}
-
-fn read_entry(store: &dyn Store, index: u64, value: &[u8]) -> Result<Entry, StoreError> {
-    let damaged = |why: String| StoreError::Damaged { what: format!("log entry {index}"), why };
-    let (further, first) = value.split_first().ok_or_else(|| damaged("it is empty".to_owned()))?;
-    let mut encoded = first.to_vec();
-    for number in 1..=u16::from(*further) {
-        let part = store.get(LOGX, &part_key(index, number))?;
-        encoded.extend(part.ok_or_else(|| damaged(format!("part {number} of {further} is missing")))?);
-    }
-    let entry = Entry::decode(Bytes::from(encoded)).map_err(|why| why.of(format!("log entry {index}")))?;
-    if entry.log_id.index != index {
-        return Err(damaged(format!("it says that it is entry {}", entry.log_id.index)));
-    }
-    Ok(entry)
 }
 
 /// A value of the `meta` tree.

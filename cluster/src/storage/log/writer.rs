@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::schema::{COMMITTED, META, PURGED, VOTE, put_entry, remove_entries, scan_entries};
 use super::view::View;
@@ -38,11 +38,29 @@ const SLOW_SYNC: Duration = Duration::from_millis(50);
 
 /// What the writer is asked to do.
 pub(super) enum Request {
-    Append { entries: Vec<Arc<Entry>>, truncations: u64, done: Completion },
-    Vote { vote: Vote, done: Completion },
-    Truncate { keep: Option<LogId>, end: u64, done: Completion },
-    Purge { upto: LogId, done: Completion },
-    Close { done: Completion },
+    /// An append of nothing is a barrier: it is answered once everything before it is durable.
+    Append {
+        entries: Vec<Arc<Entry>>,
+        truncations: u64,
+        room: Option<OwnedSemaphorePermit>,
+        done: Completion,
+    },
+    Vote {
+        vote: Vote,
+        done: Completion,
+    },
+    Truncate {
+        keep: Option<LogId>,
+        end: u64,
+        done: Completion,
+    },
+    Purge {
+        upto: LogId,
+        done: Completion,
+    },
+    Close {
+        done: Completion,
+    },
 }
 
 /// Counters of the writer, since the log was opened.
@@ -77,6 +95,19 @@ struct Gathered {
     last_index: Option<u64>,
     vote: Option<Vote>,
     written: Option<(u64, u64)>,
+    /// The room in the queue that these requests take up until they are answered.
+    room: Vec<OwnedSemaphorePermit>,
+}
+
+impl Request {
+    fn refuse(self, why: &StoreError) {
+        let (Self::Append { done, .. }
+        | Self::Vote { done, .. }
+        | Self::Truncate { done, .. }
+        | Self::Purge { done, .. }
+        | Self::Close { done }) = self;
+        done(Err(why.clone()));
+    }
 }
 
 impl Gathered {
@@ -122,7 +153,11 @@ impl Writer {
                 Next::Request(request) => match self.handle(request) {
                     Ok(ControlFlow::Continue(())) => {}
                     Ok(ControlFlow::Break(done)) => {
+                        self.requests.close();
                         let outcome = self.settle();
+                        while let Some(request) = self.requests.blocking_recv() {
+                            request.refuse(&StoreError::Closed);
+                        }
                         drop(self.store);
                         return done(outcome);
                     }
@@ -142,25 +177,22 @@ impl Writer {
             }
         };
         tracing::error!(error = %failure, "the Raft log stopped: this node can not take part until it is restarted");
-        let failure = Arc::new(failure);
+        let failed = StoreError::Failed(Arc::new(failure));
         while let Some(request) = self.requests.blocking_recv() {
-            let (Request::Append { done, .. }
-            | Request::Vote { done, .. }
-            | Request::Truncate { done, .. }
-            | Request::Purge { done, .. }
-            | Request::Close { done }) = request;
-            done(Err(StoreError::Failed(Arc::clone(&failure))));
+            if let Request::Close { .. } = &request {
+                // Whoever closes waits for this thread, which ends once nothing more can come.
+                self.requests.close();
+            }
+            request.refuse(&failed);
         }
     }
 
     async fn next(&mut self) -> Next {
-        // Work that is waiting is done as soon as no request is; without any, nothing wakes this thread.
-        let patience = if self.to_remove.is_some() {
-            Duration::ZERO
-        } else if self.floor_lags() || self.committed_lags() {
-            FLOOR_PERIOD.saturating_sub(self.floor_written.elapsed())
-        } else {
-            Duration::MAX
+        // Work that is waiting is done as soon as no request is. Otherwise a look once in a while: nobody says when there
+        // is a new committed position to note.
+        let patience = match self.to_remove {
+            Some(_) => Duration::ZERO,
+            None => FLOOR_PERIOD.saturating_sub(self.floor_written.elapsed()),
         };
         match tokio::time::timeout(patience, self.requests.recv()).await {
             Ok(Some(request)) => Next::Request(request),
@@ -177,8 +209,9 @@ impl Writer {
         while let Some(request) = next.take() {
             taken += 1;
             match request {
-                Request::Append { entries, truncations, done } => {
+                Request::Append { entries, truncations, room, done } => {
                     gathered.completions.push(done);
+                    gathered.room.extend(room);
                     for entry in &entries {
                         if let Err(error) = put_entry(&mut gathered.batch, entry) {
                             gathered.fail(&error);
@@ -194,19 +227,21 @@ impl Writer {
                     gathered.completions.push(done);
                 }
                 Request::Truncate { keep, end, done } => {
-                    self.commit(&mut gathered)?;
-                    let outcome = self.truncate(keep, end);
+                    let outcome = self.commit(&mut gathered).and_then(|()| self.truncate(keep, end));
                     complete(done, &outcome);
                     outcome?;
                 }
                 Request::Purge { upto, done } => {
-                    self.commit(&mut gathered)?;
-                    let outcome = self.purge(upto);
+                    let outcome = self.commit(&mut gathered).and_then(|()| self.purge(upto));
                     complete(done, &outcome);
                     outcome?;
                 }
                 Request::Close { done } => {
-                    self.commit(&mut gathered)?;
+                    if let Err(error) = self.commit(&mut gathered) {
+                        self.requests.close();
+                        done(Err(error.clone()));
+                        return Err(error);
+                    }
                     return Ok(ControlFlow::Break(done));
                 }
             }
@@ -236,8 +271,14 @@ impl Writer {
             }
             Ok(())
         });
-        if let (Ok(()), Some((end, truncations))) = (&outcome, gathered.written) {
-            self.view.lock().unwrap_or_else(PoisonError::into_inner).set_written(end, truncations);
+        if outcome.is_ok() {
+            let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((end, truncations)) = gathered.written {
+                view.set_written(end, truncations);
+            }
+            if let Some(vote) = gathered.vote {
+                view.set_vote(vote);
+            }
         }
         for done in gathered.completions {
             complete(done, &outcome);
@@ -284,16 +325,19 @@ impl Writer {
 
     /// Notes the purge point; the entries themselves go in slices when nothing else is waiting.
     fn purge(&mut self, upto: LogId) -> Result<(), StoreError> {
+        // A purge may reach far beyond the end, as after a snapshot: what is not there need not be removed.
+        let held = self.durable.last_index;
         let mut first = None;
         scan_entries(&*self.store, 0, &mut |entry| {
-            first = Some(entry.log_id.index);
+            first = Some(entry.index);
             ControlFlow::Break(())
         })?;
         let mut batch = Batch::default();
         batch.put(META, PURGED, upto.encode());
         self.write_durably(batch)?;
         self.durable.last_index = self.durable.last_index.max(Some(upto.index));
-        self.to_remove = first.filter(|first| *first <= upto.index).map(|first| (first, upto.index));
+        let last = held.map_or(upto.index, |held| held.min(upto.index));
+        self.to_remove = first.filter(|first| *first <= last).map(|first| (first, last));
         Ok(())
     }
 
