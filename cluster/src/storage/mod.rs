@@ -16,6 +16,8 @@ mod state;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use error::{OpenError, StoreError, Unusable};
 pub use floor::Floor;

@@ -1,8 +1,8 @@
 //! A database that fails on purpose, for tests.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use super::error::StoreError;
@@ -21,11 +21,43 @@ pub(crate) fn options() -> OpenOptions {
 pub(crate) struct Fault {
     done: AtomicU64,
     fails_at: AtomicU64,
+    // Held by a test that stalls the disk.
+    gate: Arc<Mutex<()>>,
+}
+
+/// Ends the stall when it is dropped.
+pub(crate) struct Stalled {
+    release: Option<std::sync::mpsc::Sender<()>>,
+    holder: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        drop(self.release.take());
+        if let Some(holder) = self.holder.take() {
+            let _ = holder.join();
+        }
+    }
 }
 
 impl Fault {
     pub(crate) fn never() -> Arc<Self> {
-        Arc::new(Self { done: AtomicU64::new(0), fails_at: AtomicU64::new(u64::MAX) })
+        Arc::new(Self { done: AtomicU64::new(0), fails_at: AtomicU64::new(u64::MAX), gate: Arc::default() })
+    }
+
+    /// From now on every write and sync waits until the answer is dropped.
+    pub(crate) fn stall(&self) -> Stalled {
+        let gate = Arc::clone(&self.gate);
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (held, holds) = std::sync::mpsc::channel();
+        // A thread of its own, because a guard must not travel with a test that awaits.
+        let holder = std::thread::spawn(move || {
+            let _guard = gate.lock();
+            let _ = held.send(());
+            let _ = released.recv();
+        });
+        holds.recv().expect("the gate is held");
+        Stalled { release: Some(release), holder: Some(holder) }
     }
 
     /// The `nth` write or sync from now on fails; the next one is number 1.
@@ -52,6 +84,7 @@ impl Fault {
     }
 
     fn step(&self) -> Result<(), StoreError> {
+        drop(self.gate.lock());
         let number = self.done.fetch_add(1, Ordering::SeqCst) + 1;
         if number >= self.fails_at.load(Ordering::SeqCst) {
             return Err(StoreError::io("a write that a test lets fail", io::Error::other("injected")));
