@@ -331,8 +331,8 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Moments of a recording at which to cut: half of them anywhere, a quarter where names or lengths change, a quarter just
-/// after something rare was promised.
+/// Moments of a recording at which to cut: a quarter of them anywhere, a quarter where names or lengths change, a quarter
+/// while the program starts, and a quarter just after something rare was promised.
 pub fn cuts(steps: &[Step], number: usize, random: &mut impl Rng) -> Vec<usize> {
     let positions = |wanted: fn(&Event) -> bool| -> Vec<usize> {
         steps.iter().enumerate().filter(|(_, step)| wanted(&step.event)).map(|(at, _)| at).collect()
@@ -340,20 +340,23 @@ pub fn cuts(steps: &[Step], number: usize, random: &mut impl Rng) -> Vec<usize> 
     let names = positions(|event| {
         matches!(event, Event::Rename(..) | Event::Remove(_) | Event::Truncate(..) | Event::MakeDirectory(_))
     });
+    // The first thing that a node opens.
+    let starts = positions(|event| matches!(event, Event::Open { path, .. } if path.ends_with("lock")));
     let promises = positions(|event| {
         let rare = ["voted", "truncated", "purged", "snapshot", "found "];
         matches!(event, Event::Ack(line) if rare.iter().any(|word| line.starts_with(word)))
     });
     let mut cuts: Vec<usize> = (0..number)
         .map(|turn| {
-            let near = match turn % 4 {
-                1 => &names[..],
-                3 => &promises[..],
-                _ => &[],
+            let (near, within) = match turn % 4 {
+                1 => (&names[..], 3),
+                2 => (&starts[..], 80),
+                3 => (&promises[..], 3),
+                _ => (&[][..], 1),
             };
             match near.len() {
                 0 => random.random_range(0..=steps.len()),
-                len => (near[random.random_range(0..len)] + random.random_range(0..3)).min(steps.len()),
+                len => (near[random.random_range(0..len)] + random.random_range(0..within)).min(steps.len()),
             }
         })
         .collect();
