@@ -6,6 +6,7 @@ use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Metadata, Profile, Provider, Source, value};
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
 
 use crate::cli::NodeArguments;
 use crate::exit::Failure;
@@ -61,7 +62,11 @@ impl Config {
         if let Some(filter) = &arguments.log {
             figment = figment.merge(Named("flag --log", Serialized::default("log", filter)));
         }
-        let values = figment.extract().map_err(|error| Failure::usage(sentence(&error)))?;
+        let values: Values = figment.extract().map_err(|error| Failure::other(sentence(&error)))?;
+        if let Err(why) = check_values(&values) {
+            let from_flag = arguments.log.is_some();
+            return Err(if from_flag { Failure::usage(why) } else { Failure::other(why) });
+        }
         Ok(Self { values, figment })
     }
 
@@ -84,15 +89,24 @@ impl Config {
 /// Checks a file on its own: every key known, every value of the right type.
 pub fn check_file(file: &Path) -> Result<(), Failure> {
     let figment = Figment::from(Serialized::defaults(defaults())).merge(read_file(file)?);
-    figment.extract::<Values>().map(drop).map_err(|error| Failure::other(sentence(&error)))
+    let values: Values = figment.extract().map_err(|error| Failure::other(sentence(&error)))?;
+    check_values(&values).map_err(Failure::other)
+}
+
+/// What a type can not say.
+fn check_values(values: &Values) -> Result<(), String> {
+    match EnvFilter::try_new(&values.log) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("log = {:?} is not a filter: {error}", values.log)),
+    }
 }
 
 fn read_file(file: &Path) -> Result<figment::providers::Data<Toml>, Failure> {
     // figment treats a missing file as an empty one; a file that was named must be there.
-    if file.is_file() {
-        Ok(Toml::file_exact(file))
-    } else {
-        Err(Failure::not_found(format!("there is no configuration file {}", file.display())))
+    match file.try_exists() {
+        Ok(true) => Ok(Toml::file_exact(file)),
+        Ok(false) => Err(Failure::not_found(format!("there is no configuration file {}", file.display()))),
+        Err(error) => Err(Failure::other(format!("{} can not be looked at: {error}", file.display()))),
     }
 }
 

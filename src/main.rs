@@ -44,8 +44,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 /// Sends what the program has to say to standard error; standard output is for data.
 fn start_log(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.values.log)
-        .map_err(|error| Failure::usage(format!("log = {:?} is not a filter: {error}", config.values.log)))?;
+    // Checked when the configuration was loaded.
+    let filter = EnvFilter::try_new(&config.values.log).map_err(|error| Failure::other(error.to_string()))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

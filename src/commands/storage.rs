@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use muster_cluster::ids::StoreId;
-use muster_cluster::storage::{NodeStorage, OpenOptions};
+use muster_cluster::storage::{NodeStorage, OpenOptions, TailLimits};
 use serde::Serialize;
 
 use crate::cli::Output;
@@ -45,10 +45,15 @@ struct Snapshot {
 pub fn check(config: &Config, format: Output) -> Result<(), Failure> {
     let directory = &config.values.data_dir;
     // Opening would make a new one, which is not what was asked.
-    if !directory.join("raft").exists() && !directory.join("floor").exists() {
+    let there = |part: &str| {
+        let path = directory.join(part);
+        path.try_exists().map_err(|error| Failure::other(format!("{} can not be looked at: {error}", path.display())))
+    };
+    if !there("raft")? && !there("floor")? {
         return Err(Failure::not_found(format!("{} holds no data of a node", directory.display())));
     }
-    let options = OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now() };
+    let options =
+        OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now(), tail: TailLimits::default() };
     let storage = NodeStorage::open(directory, &options).map_err(|error| Failure::other(error.to_string()))?;
     let position = storage.log.position();
     let report = Report {

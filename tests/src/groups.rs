@@ -1,59 +1,42 @@
-//! Groups of tests that need something of the machine. A group that can not run is skipped with a reason that ends up in
-//! the table of `make test`, and fails instead where `MUSTER_TEST_REQUIRE` names it.
+//! What some tests need of the machine. A test that can not run is skipped with a reason that ends up in the table of
+//! `make test`, and fails instead where `MUSTER_TEST_REQUIRE` names its group, which is its test binary.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// A group of tests, named like its test binary.
+/// Something that not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
-    /// Starts real processes and kills them.
-    Process,
-    /// Replays losses of power from a recording; needs a C compiler for the recorder.
-    Powercut,
-    /// Mounts small file systems; needs root.
-    Tmpfs,
+pub enum Need {
+    /// A C compiler, for the library that stands between a process and its disk.
+    Compiler,
+    /// The right to mount a file system in a mount namespace.
+    Mounts,
 }
 
-impl Group {
-    /// The name in the table and in `MUSTER_TEST_REQUIRE`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Process => "process",
-            Self::Powercut => "powercut",
-            Self::Tmpfs => "tmpfs",
-        }
-    }
-
-    /// Whether the calling test can run. If not, the reason is written down; a required group fails here.
+impl Need {
+    /// Whether the calling test of this group can run. If not, the reason is written down.
     ///
     /// # Panics
-    /// When the group is required and can not run.
+    /// When the group is required and this test of it can not run.
     #[must_use]
-    pub fn can_run(self) -> bool {
+    pub fn is_met(self, group: &str) -> bool {
         let Err(why) = self.check() else { return true };
         let required = std::env::var("MUSTER_TEST_REQUIRE").unwrap_or_default();
-        assert!(
-            !required.split(',').any(|name| name.trim() == self.name()),
-            "the group {} is required here, but {why}",
-            self.name()
-        );
-        println!("skipped: {} ({why})", self.name());
+        assert!(!required.split(',').any(|name| name.trim() == group), "the group {group} is required here, but {why}");
+        println!("skipped: {group} ({why})");
         if let Ok(path) = std::env::var("MUSTER_TEST_SKIPPED")
             && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)
         {
-            let _ = writeln!(file, "{}\t{why}", self.name());
+            let _ = writeln!(file, "{group}\t{why}");
         }
         false
     }
 
-    fn check(self) -> Result<(), String> {
+    fn check(self) -> Result<(), &'static str> {
         match self {
-            Self::Process => Ok(()),
-            Self::Powercut => runs("cc", &["--version"], "there is no C compiler (cc)"),
-            Self::Tmpfs => runs(
+            Self::Compiler => runs("cc", &["--version"], "there is no C compiler (cc)"),
+            Self::Mounts => runs(
                 "unshare",
                 &["--mount", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"],
                 "no file system can be mounted (root needed)",
@@ -62,10 +45,10 @@ impl Group {
     }
 }
 
-fn runs(program: &str, arguments: &[&str], otherwise: &str) -> Result<(), String> {
+fn runs(program: &str, arguments: &[&str], otherwise: &'static str) -> Result<(), &'static str> {
     let outcome = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
     match outcome {
         Ok(status) if status.success() => Ok(()),
-        _ => Err(otherwise.to_owned()),
+        _ => Err(otherwise),
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use muster_cluster::ids::{NodeId, StoreId};
 use muster_cluster::state::{TableId, Tables};
-use muster_cluster::storage::{Applied, Entry, LogId, NodeStorage, OpenOptions, Payload, Vote};
+use muster_cluster::storage::{Applied, Entry, LogId, NodeStorage, OpenOptions, Payload, TailLimits, Vote};
 use sha2::{Digest, Sha256};
 
 use crate::process::binary;
@@ -100,7 +100,7 @@ fn filled(seed: u64, length: usize) -> Bytes {
 /// Options for opening a directory of a test.
 #[must_use]
 pub fn options() -> OpenOptions {
-    OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now() }
+    OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now(), tail: TailLimits::default() }
 }
 
 /// One line of the worker. Numbers are indices of the log, terms, or batches as the worker counts them.
@@ -135,6 +135,8 @@ pub enum Line {
     Purged(u64),
     /// The state is about to have this running hash and this content at this index.
     State { index: u64, hash: String, digest: String },
+    /// The state was made durable up to this index.
+    Synced(u64),
     /// A snapshot at this index was acknowledged.
     Snapshot(u64),
 }
@@ -156,6 +158,7 @@ impl fmt::Display for Line {
             Self::Purge(upto) => write!(f, "purge {upto}"),
             Self::Purged(upto) => write!(f, "purged {upto}"),
             Self::State { index, hash, digest } => write!(f, "state {index} {hash} {digest}"),
+            Self::Synced(index) => write!(f, "synced {index}"),
             Self::Snapshot(index) => write!(f, "snapshot {index}"),
         }
     }
@@ -187,6 +190,7 @@ impl FromStr for Line {
             "purge" => Self::Purge(number(0)?),
             "purged" => Self::Purged(number(0)?),
             "state" => Self::State { index: number(0)?, hash: text(1)?, digest: text(2)? },
+            "synced" => Self::Synced(number(0)?),
             "snapshot" => Self::Snapshot(number(0)?),
             _ => return Err(bad()),
         })
@@ -259,6 +263,8 @@ pub struct History {
     purge_acked: u64,
     purge_issued: u64,
     snapshot_acked: u64,
+    synced: u64,
+    state_may_be_lost: bool,
     states: BTreeMap<u64, BTreeSet<(String, String)>>,
     finding: Option<Holding>,
     acknowledgements: usize,
@@ -325,6 +331,10 @@ impl History {
             Line::State { index, hash, digest } => {
                 self.states.entry(index).or_default().insert((hash, digest));
             }
+            Line::Synced(index) => {
+                self.synced = self.synced.max(index);
+                self.acknowledgements += 1;
+            }
             Line::Snapshot(index) => {
                 self.snapshot_acked = self.snapshot_acked.max(index);
                 self.acknowledgements += 1;
@@ -336,6 +346,11 @@ impl History {
     /// From now on the log may be found purged less far than it was: that costs room, and nothing else.
     pub fn forgive_an_older_purge_point(&mut self) {
         self.purge_acked = 0;
+    }
+
+    /// From now on the durable copy of the state may be older or gone: snapshot and log can rebuild it.
+    pub fn forgive_a_lost_state(&mut self) {
+        self.state_may_be_lost = true;
     }
 
     /// How many operations were acknowledged.
@@ -389,6 +404,12 @@ impl History {
         let applied = storage.applied.index();
         if !fits(applied, &storage.applied, &storage.tables) {
             return Err(format!("the state at {applied} is none that was ever reached"));
+        }
+        if let (Some(aside), false) = (&storage.report.state_set_aside, self.state_may_be_lost) {
+            return Err(format!("the state was set aside as damaged, to {}", aside.display()));
+        }
+        if applied < self.synced && !self.state_may_be_lost {
+            return Err(format!("the state was durable up to {}, {applied} was found", self.synced));
         }
         let snapshot = storage.snapshots.latest();
         let snapshot_index = snapshot.as_ref().map_or(0, |file| file.applied.index());

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use muster_tests::disk::{Disk, Event, Step, Survives, cuts, read_trace};
-use muster_tests::groups::Group;
+use muster_tests::groups::Need;
 use muster_tests::process::{Process, disk_library, number};
 use muster_tests::workload::{History, PATIENCE, worker};
 use rand::rngs::SmallRng;
@@ -64,6 +64,7 @@ fn replay(root: &Path, steps: &[Step], number: usize, seed: u64) -> usize {
                 if let Ok(keep) = std::env::var("KEEP") {
                     // As it was before it was opened, for whoever wants to find out why.
                     let kept = Path::new(&keep).join(format!("{seed}-{cut}-{survives:?}"));
+                    let _ = std::fs::remove_dir_all(&kept);
                     std::fs::create_dir_all(&kept).expect("a directory");
                     disk.lose_power(survives, image_seed, &kept).expect("the image is written");
                 }
@@ -87,10 +88,11 @@ fn fast_place() -> &'static Path {
 
 fn run(seed: u64, number: usize) {
     let directory = tempfile::tempdir().expect("a directory");
-    let trace = directory.path().with_extension("trace");
+    let beside = tempfile::tempdir().expect("a directory");
+    let trace = beside.path().join("trace");
     record(directory.path(), &trace, seed);
     let steps = read_trace(&trace).expect("the recording");
-    std::fs::remove_file(&trace).expect("the recording goes");
+    drop(beside);
     let syncs = steps.iter().filter(|step| matches!(step.event, Event::Sync(..))).count();
     let writes = steps.iter().filter(|step| matches!(step.event, Event::Write { .. })).count();
     assert!(
@@ -106,10 +108,10 @@ fn run(seed: u64, number: usize) {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_fails_at_any_moment() {
-    if !Group::Powercut.can_run() {
+    if !Need::Compiler.is_met("powercut") {
         return;
     }
-    let (seed, runs) = (number("SEED", 1), number("RUNS", 2));
+    let (seed, runs) = (number("SEED_POWER_CUT", 1), number("RUNS_POWER_CUT", 2));
     for seed in seed..seed + runs {
         run(seed, 40);
     }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use muster_tests::groups::Group;
+use muster_tests::groups::Need;
 use muster_tests::process::{Process, run};
 use muster_tests::workload::{History, PATIENCE, worker};
 
@@ -52,7 +52,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_stops_the_store_cleanly_and_it_goes_on_when_there_is_room() {
-    if !Group::Tmpfs.can_run() {
+    if !Need::Mounts.is_met("tmpfs") {
         return;
     }
     // From too small for the databases to be made, to full in the middle of work.

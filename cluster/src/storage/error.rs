@@ -170,6 +170,9 @@ pub enum Unusable {
         /// The highest index that state or snapshots hold.
         covered: u64,
     },
+    /// There is a log with a past, and no floor file to compare it with.
+    #[error("the floor file is missing, so nobody can say whether the Raft log is the newest one")]
+    FloorMissing,
     /// The floor file has no readable slot.
     #[error("the floor file is damaged: {0}")]
     FloorDamaged(String),

@@ -9,8 +9,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::error::{OpenError, StoreError, Unusable};
+use super::files::{parent, sibling, sync_directory};
 use super::record::{LogId, Vote};
-use super::sled_store::{parent, sibling, sync_directory};
 use crate::ids::{NodeId, StoreId};
 
 /// A slot fills a sector of its own, so that a torn write of one never touches the other.

@@ -5,6 +5,7 @@
 //! This module knows neither openraft nor what the replicated values mean.
 
 mod error;
+mod files;
 mod floor;
 mod frame;
 mod log;
@@ -18,10 +19,11 @@ mod store;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod watcher;
 
 pub use error::{OpenError, StoreError, Unusable};
 pub use floor::Floor;
-pub use log::{Completion, LogPosition, LogStats, RaftLog};
+pub use log::{Completion, LogPosition, LogStats, RaftLog, TailLimits};
 pub use node::{NodeStorage, OpenOptions, OpenReport, quarantine};
 pub use record::{Applied, Entry, LogId, Membership, Payload, StoredMembership, Vote};
 pub use snapshot::{IncomingSnapshot, SnapshotFile, SnapshotStore};
@@ -31,6 +33,9 @@ pub use store::{Batch, Opener, Store, Tree};
 /// The longest value that may stand in a sled database, in bytes, frame included. Longer ones would spill into sled's blob
 /// files, which it never syncs.
 pub const MAX_VALUE: usize = 16 * 1024 + 64;
+
+/// The longest key, in bytes.
+pub const MAX_KEY: usize = 1024;
 
 /// The longest log entry, in bytes as encoded. A command is at most 16 KiB; the rest is room for its stamps and for
 /// memberships of many nodes.

@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::{OpenError, StoreError, Unusable};
-use super::log::RaftLog;
+use super::files::{make_directory, sync_directory};
+use super::log::{RaftLog, TailLimits};
 use super::record::Applied;
-use super::sled_store::{SledStore, make_directory, sync_directory};
+use super::sled_store::SledStore;
 use super::snapshot::SnapshotStore;
 use super::state::StateStore;
 use super::store::Opener;
@@ -37,6 +38,8 @@ pub struct OpenOptions {
     pub fresh_store_id: StoreId,
     /// The time, for the names of what is set aside.
     pub now: SystemTime,
+    /// How much of the log stays in memory.
+    pub tail: TailLimits,
 }
 
 /// What happened while opening.
@@ -99,8 +102,8 @@ impl NodeStorage {
     pub(crate) fn open_with(directory: &Path, options: &OpenOptions, opener: &Opener) -> Result<Self, OpenError> {
         make_directory(directory)?;
         let lock = Arc::new(DirectoryLock::take(directory)?);
-        let log = RaftLog::open(&directory.join(LOG), &directory.join(FLOOR), options.fresh_store_id, opener)?;
-        let log = log.holding(&lock);
+        let held = Some(Arc::clone(&lock));
+        let log = RaftLog::open(&directory.join(LOG), &directory.join(FLOOR), options, opener, held)?;
         let snapshots = SnapshotStore::open(&directory.join(SNAPSHOTS))?;
         let mut report = OpenReport { first_sync: log.first_sync(), ..OpenReport::default() };
         let state_directory = directory.join(STATE);
@@ -121,10 +124,12 @@ impl NodeStorage {
             let why = Unusable::StateLost { purged, covered };
             return Err(OpenError::Unusable { path: directory.to_owned(), why });
         }
-        // Entries may be committed and applied before they are durable here. If a loss of power then takes them, the log
-        // will begin anew behind the state, and only a snapshot can help a node that needs what came before.
-        if applied.log_id > log.position().last
-            && snapshots.latest().is_none_or(|file| file.applied.log_id < applied.log_id)
+        // The newest snapshot must reach the purge point, which it does not if a newer one was damaged; and the end of a log
+        // that has fallen behind the state, as a loss of power may leave it: entries may be committed and applied before
+        // they are durable here, and the log then begins anew behind the state.
+        let position = log.position();
+        let needed = if applied.log_id > position.last { applied.log_id } else { position.purged };
+        if snapshots.latest().map(|file| file.applied.index()) < needed.map(|id| id.index) && applied.index() >= purged
         {
             snapshots.build(&tables, &applied)?;
         }

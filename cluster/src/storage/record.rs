@@ -110,24 +110,27 @@ impl Entry {
         payload + size_of::<Self>()
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The stored form, with the entry that stood before it when it was appended.
+    pub(crate) fn encode(&self, previous: Option<LogId>) -> Vec<u8> {
         let payload = match &self.payload {
             Payload::Blank => pb::entry::Payload::Blank(pb::Blank {}),
             Payload::Command(bytes) => pb::entry::Payload::Command(bytes.clone()),
             Payload::Membership(membership) => pb::entry::Payload::Membership(membership.to_pb()),
         };
-        pb::Entry { log_id: Some(self.log_id.to_pb()), payload: Some(payload) }.encode_to_vec()
+        let previous = previous.map(LogId::to_pb);
+        pb::Entry { log_id: Some(self.log_id.to_pb()), previous, payload: Some(payload) }.encode_to_vec()
     }
 
-    pub(crate) fn decode(bytes: Bytes) -> Result<Self, Undecodable> {
+    pub(crate) fn decode(bytes: Bytes) -> Result<(Self, Option<LogId>), Undecodable> {
         let entry = pb::Entry::decode(bytes)?;
+        let previous = entry.previous.as_ref().map(LogId::from_pb);
         let log_id = LogId::from_pb(entry.log_id.as_ref().ok_or("an entry without position")?);
         let payload = match entry.payload.ok_or("an entry of an unknown kind")? {
             pb::entry::Payload::Blank(_) => Payload::Blank,
             pb::entry::Payload::Command(bytes) => Payload::Command(bytes),
             pb::entry::Payload::Membership(membership) => Payload::Membership(Membership::from_pb(&membership)),
         };
-        Ok(Self { log_id, payload })
+        Ok((Self { log_id, payload }, previous))
     }
 }
 
@@ -275,7 +278,10 @@ mod tests {
             Payload::Membership(membership()),
         ] {
             let entry = Entry { log_id, payload };
-            assert_eq!(Entry::decode(entry.encode().into()).expect("decodes"), entry);
+            for previous in [None, Some(LogId { index: 3, ..log_id })] {
+                let stored = entry.encode(previous);
+                assert_eq!(Entry::decode(stored.into()).expect("decodes"), (entry.clone(), previous));
+            }
         }
     }
 

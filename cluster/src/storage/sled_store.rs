@@ -18,26 +18,23 @@ use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
-use std::thread::JoinHandle;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use sled::transaction::{TransactionError, Transactional};
 
 use super::error::StoreError;
+use super::files::{exists, parent, remove_dir_if_present, sibling, sync_directory, sync_tree};
 use super::frame;
 use super::store::{Batch, Opener, Store, Tree, Visitor};
-use super::{MAX_VALUE, frame::OVERHEAD};
+use super::watcher::Watcher;
+use super::{MAX_KEY, MAX_VALUE, frame::OVERHEAD};
 
 /// Can not be changed once a database exists. Large enough that no leaf of 16 values of [`MAX_VALUE`] spills into a blob.
 const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 
 /// sled's page cache, in bytes. Both databases stay far below it.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
-
-/// How long a sync may take before the watcher suspects that its wake-up was lost.
-const SYNC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long sled's own threads may hold a closed database's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -49,10 +46,10 @@ static GATE: RwLock<()> = RwLock::new(());
 /// An open sled database.
 pub(super) struct SledStore {
     path: PathBuf,
+    // Before the database, which its thread uses.
+    watcher: Watcher,
     open: Open,
     failed: OnceLock<Arc<StoreError>>,
-    watcher: Arc<Watcher>,
-    watcher_thread: Option<JoinHandle<()>>,
 }
 
 /// sled's handles. Its own drop syncs and unwraps, so they are let go behind `catch_unwind`, wherever that happens.
@@ -124,9 +121,9 @@ impl SledStore {
         // sled's recovery renamed and removed files here; from now on the directory is as it stands.
         sync_directory(path)?;
 
-        let watcher = Arc::new(Watcher::default());
-        let watcher_thread = spawn_watcher(&watcher, &open, path)?;
-        Ok(Self { path: path.to_owned(), open, failed: OnceLock::new(), watcher, watcher_thread: Some(watcher_thread) })
+        let Some(db) = open.handles.as_ref().map(|handles| handles.db.clone()) else { return Err(StoreError::Closed) };
+        let watcher = Watcher::start(db, path)?;
+        Ok(Self { path: path.to_owned(), watcher, open, failed: OnceLock::new() })
     }
 
     fn guarded<T>(&self, doing: &str, action: impl FnOnce(&Handles) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -155,6 +152,13 @@ impl Store for SledStore {
             return Ok(());
         }
         for (tree, key, value) in &batch.writes {
+            if key.len() > MAX_KEY {
+                return Err(StoreError::TooLarge {
+                    what: format!("a key of {}", tree.0),
+                    len: key.len(),
+                    max: MAX_KEY,
+                });
+            }
             let len = value.as_ref().map_or(0, Vec::len);
             if len + OVERHEAD > MAX_VALUE {
                 let what = format!("the value of {}", place(*tree, key));
@@ -201,7 +205,7 @@ impl Store for SledStore {
         self.guarded("syncing", |open| {
             {
                 let _together = GATE.read().unwrap_or_else(PoisonError::into_inner);
-                let _watched = self.watcher.begin(Instant::now());
+                let _watched = self.watcher.watch();
                 open.db.flush().map_err(|e| self.database_error("flushing", e))?;
             }
             open.data.sync_data().map_err(|e| StoreError::io(format!("syncing {}", self.path.display()), e))?;
@@ -235,15 +239,6 @@ impl Store for SledStore {
     }
 }
 
-impl Drop for SledStore {
-    fn drop(&mut self) {
-        self.watcher.stop();
-        if let Some(thread) = self.watcher_thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 fn unframe<'a>(tree: Tree, key: &[u8], framed: &'a [u8]) -> Result<&'a [u8], StoreError> {
     frame::open(tree.0, key, framed).map_err(|why| StoreError::Damaged { what: place(tree, key), why })
 }
@@ -269,6 +264,10 @@ fn open_database(path: &Path, trees: &[Tree]) -> Result<Open, StoreError> {
                 // this process can still hold it, and not for long.
                 Err(error) if is_lock_error(&error) && Instant::now() < give_up => {
                     std::thread::sleep(Duration::from_millis(10));
+                }
+                // Its parameters never change, so a file that asks for others is not what was written.
+                Err(sled::Error::Unsupported(why)) => {
+                    return Err(StoreError::Damaged { what: path.join("conf").display().to_string(), why });
                 }
                 Err(error) => return Err(database_error("opening", path, error)),
             }
@@ -335,148 +334,6 @@ fn remove_half_written_summaries(path: &Path) -> Result<(), StoreError> {
 
 fn no_blobs(path: &Path) -> bool {
     fs::read_dir(path.join("blobs")).map_or(true, |mut blobs| blobs.next().is_none())
-}
-
-/// The path beside `path` whose name has this suffix.
-pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(suffix);
-    path.with_file_name(name)
-}
-
-pub(super) fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        // A relative path of one name lies in the current directory.
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => Path::new("/"),
-    }
-}
-
-pub(super) fn remove_dir_if_present(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(StoreError::io(format!("removing {}", path.display()), error)),
-    }
-}
-
-/// Makes a directory with those above it, if it is not there, and their names durable.
-pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
-    if !path.is_dir() {
-        make_directory(parent(path))?;
-        match fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => {
-                return Err(StoreError::io(format!("making the directory {}", path.display()), error));
-            }
-            _ => {}
-        }
-    }
-    // Even if it was there: whoever made it may have died before its name was durable.
-    match sync_directory(parent(path)) {
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        other => other,
-    }
-}
-
-/// Whether something is there; a disk that does not answer is an error, not a no.
-pub(super) fn exists(path: &Path) -> Result<bool, StoreError> {
-    path.try_exists().map_err(|e| StoreError::io(format!("looking for {}", path.display()), e))
-}
-
-/// Makes the names in a directory durable.
-pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|e| StoreError::io(format!("syncing the directory {}", path.display()), e))
-}
-
-/// Makes a directory with everything in it durable.
-fn sync_tree(path: &Path) -> Result<(), StoreError> {
-    let doing = |path: &Path| format!("syncing {}", path.display());
-    for entry in fs::read_dir(path).map_err(|e| StoreError::io(doing(path), e))? {
-        let path = entry.map_err(|e| StoreError::io(doing(path), e))?.path();
-        if path.is_dir() {
-            sync_tree(&path)?;
-        } else {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| StoreError::io(doing(&path), e))?;
-        }
-    }
-    sync_directory(path)
-}
-
-/// Wakes a flush that waits for a background write which has already failed.
-///
-/// sled notifies its waiters of such a failure on one of its two paths only; on the other the waiter sleeps for ever. A
-/// second flush finds the recorded error, returns it, and wakes the first on its way out.
-#[derive(Default)]
-struct Watcher {
-    since: Mutex<Option<Instant>>,
-    changed: Condvar,
-    stopped: AtomicBool,
-}
-
-struct Watched<'a>(&'a Watcher);
-
-impl Drop for Watched<'_> {
-    fn drop(&mut self) {
-        self.0.end();
-    }
-}
-
-impl Watcher {
-    /// A sync has begun; it is over when the answer is dropped, however that comes.
-    fn begin(&self, now: Instant) -> Watched<'_> {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-        self.changed.notify_one();
-        Watched(self)
-    }
-
-    fn end(&self) {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-        // Taken so that the notification can not fall between the watcher's check and its wait.
-        drop(self.since.lock());
-        self.changed.notify_one();
-    }
-
-    /// Blocks until a sync has been running for too long; `false` when stopped.
-    fn wait_for_a_stuck_sync(&self) -> bool {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if self.stopped.load(Ordering::Acquire) {
-                return false;
-            }
-            since = match *since {
-                None => self.changed.wait(since).unwrap_or_else(PoisonError::into_inner),
-                Some(begun) if begun.elapsed() >= SYNC_PATIENCE => return true,
-                Some(_) => self.changed.wait_timeout(since, SYNC_PATIENCE).unwrap_or_else(PoisonError::into_inner).0,
-            };
-        }
-    }
-}
-
-fn spawn_watcher(watcher: &Arc<Watcher>, open: &Open, path: &Path) -> Result<JoinHandle<()>, StoreError> {
-    let Some(db) = open.handles.as_ref().map(|handles| handles.db.clone()) else { return Err(StoreError::Closed) };
-    let (watcher, shown) = (Arc::clone(watcher), path.to_owned());
-    std::thread::Builder::new()
-        .name("store-watch".to_owned())
-        .spawn(move || {
-            while watcher.wait_for_a_stuck_sync() {
-                tracing::warn!(path = %shown.display(), "a sync takes longer than {SYNC_PATIENCE:?}");
-                let _ = no_panic("checking", &shown, || db.flush().map_err(|e| database_error("checking", &shown, e)));
-                // The slow sync itself reports how it ended; give it time before the next look.
-                let since = watcher.since.lock().unwrap_or_else(PoisonError::into_inner);
-                if !watcher.stopped.load(Ordering::Acquire) {
-                    let _ = watcher.changed.wait_timeout(since, SYNC_PATIENCE);
-                }
-            }
-        })
-        .map_err(|e| StoreError::io("starting the store's watcher", e))
 }
 
 #[cfg(test)]

@@ -23,8 +23,8 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::error::StoreError;
+use super::files::{make_directory, sync_directory};
 use super::record::{Applied, LogId};
-use super::sled_store::{make_directory, sync_directory};
 use super::store::check_format;
 use crate::pb;
 use crate::state::{Record, RecordKey, TableId, Tables};
@@ -36,11 +36,14 @@ const END: u32 = u32::MAX;
 /// No part of a snapshot is longer; a length beyond it is damage.
 const MAX_PART: u32 = 1024 * 1024;
 
+/// The extension of a snapshot that does not count yet.
+const RECEIVED: &str = "received";
+
 /// How many snapshots are kept.
 const KEPT: usize = 2;
 
-/// A complete snapshot on this disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A complete snapshot on this disk. One that was received and is dropped without having been adopted is removed.
+#[derive(Debug, PartialEq, Eq)]
 pub struct SnapshotFile {
     /// Where it lies.
     pub path: PathBuf,
@@ -140,7 +143,7 @@ impl SnapshotStore {
         let doing = |e| StoreError::io(format!("finishing {}", incoming.path.display()), e);
         incoming.file.flush().and_then(|()| incoming.file.get_ref().sync_all()).map_err(doing)?;
         let mut file = inspect(&incoming.path)?;
-        let path = incoming.path.with_extension("received");
+        let path = incoming.path.with_extension(RECEIVED);
         fs::rename(&incoming.path, &path).map_err(doing)?;
         incoming.finished = true;
         file.path = path;
@@ -166,7 +169,8 @@ impl SnapshotStore {
         let path = self.directory.join(format!("{index:020}-{term}.snap"));
         fs::rename(&file.path, &path).map_err(|e| StoreError::io(format!("naming {}", path.display()), e))?;
         sync_directory(&self.directory)?;
-        let file = Arc::new(SnapshotFile { path, ..SnapshotFile::clone(file) });
+        let file =
+            Arc::new(SnapshotFile { path, applied: file.applied.clone(), bytes: file.bytes, sha256: file.sha256 });
 
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.retain(|other| other.path != file.path);
@@ -252,6 +256,15 @@ impl SnapshotFile {
     #[must_use]
     pub fn log_id(&self) -> Option<LogId> {
         self.applied.log_id
+    }
+}
+
+impl Drop for SnapshotFile {
+    fn drop(&mut self) {
+        if self.path.extension().is_some_and(|extension| extension == RECEIVED) {
+            // It is gone already if it was adopted under its name.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -471,8 +484,13 @@ mod tests {
             store.finish(incoming).expect("is whole")
         };
         let store = SnapshotStore::open(here.path()).expect("opens");
-        receive(&store);
+        let received = receive(&store);
         assert_eq!(store.latest(), None);
+        assert!(received.path.exists());
+        let abandoned = received.path.clone();
+        drop(received);
+        assert!(!abandoned.exists(), "what Raft does not want does not stay");
+        std::mem::forget(receive(&store));
         let store = SnapshotStore::open(here.path()).expect("opens");
         assert_eq!(store.latest(), None, "a crash before Raft has accepted it forgets it");
         let adopted = store.adopt(&receive(&store)).expect("is adopted");

@@ -21,12 +21,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::MAX_VALUE;
 use super::error::StoreError;
+use super::files::{parent, remove_dir_if_present, sibling, sync_directory};
 use super::node::DirectoryLock;
 use super::record::Applied;
-use super::sled_store::{parent, remove_dir_if_present, sibling, sync_directory};
 use super::store::{Batch, Opener, Store, Tree, check_format};
+use super::{MAX_KEY, MAX_VALUE};
 use crate::state::{Change, Record, RecordKey, TableId, Tables};
 
 const KV: Tree = Tree("kv");
@@ -109,6 +109,7 @@ impl StateStore {
     pub fn open(directory: &Path, opener: &Opener) -> Result<(Self, Tables, Applied), StoreError> {
         // What an interrupted replacement left: the complete state is always the one under the plain name.
         remove_dir_if_present(&sibling(directory, "replacement"))?;
+        remove_dir_if_present(&sibling(directory, "replacement.new"))?;
         remove_dir_if_present(&sibling(directory, "replaced"))?;
         let store = opener(directory, &TREES)?;
         let (tables, applied) = load(&*store)?;
@@ -146,6 +147,10 @@ impl StateStore {
     /// When a value is too long to be stored, or the store has failed.
     pub async fn record(&self, changes: Vec<Change>, applied: Applied) -> Result<(), StoreError> {
         for (key, record) in &changes {
+            if key.key.len() >= MAX_KEY {
+                let what = format!("a key of table {}", key.table.0);
+                return Err(StoreError::TooLarge { what, len: key.key.len(), max: MAX_KEY - 1 });
+            }
             let len = record.as_ref().map_or(0, |record| record.value.len());
             if len > MAX_STATE_VALUE {
                 let what = format!("a record of table {}", key.table.0);

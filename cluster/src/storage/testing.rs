@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use super::error::StoreError;
+use super::log::TailLimits;
 use super::node::OpenOptions;
 use super::sled_store::SledStore;
 use super::store::{Batch, Opener, Store, Tree, Visitor};
@@ -13,7 +14,7 @@ use crate::ids::StoreId;
 
 /// Options for a directory of a test.
 pub(crate) fn options() -> OpenOptions {
-    OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now() }
+    OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now(), tail: TailLimits::default() }
 }
 
 /// Counts the writes and syncs of all databases of a node, and fails the one whose turn it is, and every later one.

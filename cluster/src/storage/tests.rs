@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use tokio::task::unconstrained;
 
 use super::testing::{Fault, options};
 use super::{Applied, Entry, LogId, NodeStorage, Payload, StoreError, Vote};
@@ -76,17 +77,21 @@ async fn callers_that_give_up_leave_no_hole() {
     let fault = Fault::never();
     let storage = open(&directory, &fault);
     let stalled = fault.stall();
-    let mut given_up = 0;
-    for _ in 0..3000 {
-        let next = storage.log.position().last.map_or(1, |id| id.index + 1);
-        if storage.log.append(vec![entry(next)], Box::new(|_| {})).now_or_never().is_none() {
-            given_up += 1;
-        }
+    // Without the runtime's budget: it would make callers wait long before the queue is full.
+    let next = || storage.log.position().last.map_or(1, |id| id.index + 1);
+    let give_up =
+        |index| unconstrained(storage.log.append(vec![entry(index)], Box::new(|_| {}))).now_or_never().is_none();
+    let truncate = |keep| unconstrained(storage.log.truncate_after(Some(id(keep)))).now_or_never();
+    for _ in 0..200 {
+        assert!(!give_up(next()), "there is room");
     }
-    assert!(given_up > 100, "the queue is bounded, so some had to wait");
-    for keep in [700, 600] {
-        assert!(storage.log.truncate_after(Some(id(keep))).now_or_never().is_none());
-    }
+    assert!(truncate(100).is_none(), "the request was made, and nobody waits for the answer");
+    assert_eq!(next(), 101);
+    let given_up = (0..3000).filter(|_| give_up(next())).count();
+    assert!(given_up > 1000 && given_up < 3000, "{given_up} callers gave up: the queue is bounded");
+    let full = next();
+    assert!(truncate(50).is_none());
+    assert_eq!(next(), full, "a request that was not made changes nothing");
     drop(stalled);
     in_time(storage.log.flush()).await.expect("flushes");
     let position = storage.log.position();

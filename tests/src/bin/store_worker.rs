@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use clap::Parser;
 use muster_cluster::state::Tables;
-use muster_cluster::storage::{Applied, NodeStorage, StoreError, Vote};
+use muster_cluster::storage::{Applied, NodeStorage, SnapshotStore, StoreError, Vote};
 use muster_tests::workload::{Holding, Line, NODE, apply, digest, entry, hex, log_id, options};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -151,7 +151,7 @@ impl Worker {
             90..94 => self.snapshot().await,
             94..98 => self.purge_behind_snapshot().await,
             98 => self.install().await,
-            _ => self.storage.state.sync().await,
+            _ => self.sync_state().await,
         }
     }
 
@@ -234,11 +234,17 @@ impl Worker {
         self.lines.say(&Line::State { index, hash, digest: digest(&self.tables) });
     }
 
+    async fn sync_state(&mut self) -> Result<(), StoreError> {
+        self.storage.state.sync().await?;
+        self.lines.say(&Line::Synced(self.applied.index()));
+        Ok(())
+    }
+
     async fn snapshot(&mut self) -> Result<(), StoreError> {
         if self.applied.index() == 0 {
             return Ok(());
         }
-        self.storage.state.sync().await?;
+        self.sync_state().await?;
         self.storage.snapshots.build(&self.tables, &self.applied)?;
         self.lines.say(&Line::Snapshot(self.applied.index()));
         Ok(())
@@ -251,7 +257,7 @@ impl Worker {
             return Ok(());
         }
         let upto = self.random.random_range(purged + 1..=file.applied.index());
-        self.storage.state.sync().await?;
+        self.sync_state().await?;
         self.purge(upto).await
     }
 
@@ -277,9 +283,18 @@ impl Worker {
         self.tables = tables;
         self.applied.log_id = Some(log_id(upto, self.term));
         self.announce_state();
-        self.storage.snapshots.build(&self.tables, &self.applied)?;
+        // Built where nobody records it, and received in pieces.
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let sent = SnapshotStore::open(elsewhere.path())?.build(&self.tables, &self.applied)?;
+        let mut incoming = self.storage.snapshots.receive()?;
+        for chunk in std::fs::read(&sent.path).expect("the snapshot can be read").chunks(10_000) {
+            incoming.write(chunk)?;
+        }
+        let received = self.storage.snapshots.finish(incoming)?;
+        self.storage.snapshots.adopt(&received)?;
         self.lines.say(&Line::Snapshot(upto));
         self.storage.state.replace(self.tables.clone(), self.applied.clone()).await?;
+        self.lines.say(&Line::Synced(upto));
         self.terms.insert(upto, self.term);
         self.purge(upto).await?;
         self.last = upto;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::storage::error::StoreError;
 use crate::storage::frame::OVERHEAD;
-use crate::storage::record::{Entry, Undecodable};
+use crate::storage::record::{Entry, LogId, Undecodable};
 use crate::storage::store::{Batch, Store, Tree};
 use crate::storage::{MAX_ENTRY, MAX_VALUE};
 
@@ -32,8 +32,8 @@ pub(super) const SELF_TEST: &[u8] = b"self-test";
 const PART_BYTES: usize = MAX_VALUE - OVERHEAD - 1;
 
 /// Adds an entry to a batch.
-pub(super) fn put_entry(batch: &mut Batch, entry: &Entry) -> Result<(), StoreError> {
-    let encoded = entry.encode();
+pub(super) fn put_entry(batch: &mut Batch, entry: &Entry, previous: Option<LogId>) -> Result<(), StoreError> {
+    let encoded = entry.encode(previous);
     if encoded.len() > MAX_ENTRY {
         return Err(StoreError::TooLarge {
             what: format!("log entry {}", entry.log_id.index),
@@ -82,7 +82,8 @@ impl Stored {
     }
 
     /// Puts the entry together. Another thread may be removing it meanwhile, so a part that is missing says nothing yet.
-    pub(super) fn decode(&self, store: &dyn Store) -> Result<Entry, StoreError> {
+    /// Also returns the entry that stood before it when it was appended.
+    pub(super) fn decode(&self, store: &dyn Store) -> Result<(Entry, Option<LogId>), StoreError> {
         let index = self.index;
         let damaged = |why: String| StoreError::Damaged { what: format!("log entry {index}"), why };
         let (further, first) = self.value.split_first().ok_or_else(|| damaged("it is empty".to_owned()))?;
@@ -91,11 +92,12 @@ impl Stored {
             let part = store.get(LOGX, &part_key(index, number))?;
             encoded.extend(part.ok_or_else(|| damaged(format!("part {number} of {further} is missing")))?);
         }
-        let entry = Entry::decode(Bytes::from(encoded)).map_err(|why| why.of(format!("log entry {index}")))?;
+        let (entry, previous) =
+            Entry::decode(Bytes::from(encoded)).map_err(|why| why.of(format!("log entry {index}")))?;
         if entry.log_id.index != index {
             return Err(damaged(format!("it says that it is entry {}", entry.log_id.index)));
         }
-        Ok(entry)
+        Ok((entry, previous))
     }
 }
 

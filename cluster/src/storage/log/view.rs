@@ -9,11 +9,20 @@ use std::sync::Arc;
 use crate::storage::error::StoreError;
 use crate::storage::record::{Entry, LogId, Vote};
 
-/// How many written entries stay in memory.
-const TAIL_ENTRIES: usize = 65_536;
+/// How much of what is written stays in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TailLimits {
+    /// Entries.
+    pub entries: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
 
-/// How many bytes of written entries stay in memory.
-const TAIL_BYTES: usize = 32 * 1024 * 1024;
+impl Default for TailLimits {
+    fn default() -> Self {
+        Self { entries: 65_536, bytes: 32 * 1024 * 1024 }
+    }
+}
 
 /// Where the log begins and ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +44,7 @@ pub(super) struct View {
     /// Entries `tail_first()..=last`, without gaps.
     tail: VecDeque<Arc<Entry>>,
     tail_bytes: usize,
+    limits: TailLimits,
     /// Entries before this index are written to the database and may leave the tail.
     written_end: u64,
     /// How often the end of the log has been cut off: a reader that used the disk meanwhile looks again.
@@ -56,12 +66,13 @@ impl View {
         vote: Option<Vote>,
         committed: Option<LogId>,
         newest: VecDeque<Arc<Entry>>,
+        limits: TailLimits,
     ) -> Self {
         let tail_bytes = newest.iter().map(|entry| entry.weight()).sum();
         let written_end = position.last.map_or(0, |id| id.index + 1);
         let origin = newest.front().map_or(0, |entry| entry.log_id.index);
         let mut view =
-            Self { position, origin, vote, committed, tail: newest, tail_bytes, written_end, truncations: 0 };
+            Self { position, origin, vote, committed, tail: newest, tail_bytes, limits, written_end, truncations: 0 };
         view.shed();
         view
     }
@@ -188,7 +199,7 @@ impl View {
     }
 
     fn shed(&mut self) {
-        while (self.tail.len() > TAIL_ENTRIES || self.tail_bytes > TAIL_BYTES)
+        while (self.tail.len() > self.limits.entries || self.tail_bytes > self.limits.bytes)
             && self.tail.front().is_some_and(|entry| entry.log_id.index < self.written_end)
         {
             if let Some(entry) = self.tail.pop_front() {
@@ -206,6 +217,12 @@ mod tests {
     use crate::ids::NodeId;
     use crate::storage::record::Payload;
 
+    const TAIL_BYTES: usize = 1000;
+
+    fn view() -> View {
+        View { limits: TailLimits { entries: 1000, bytes: TAIL_BYTES }, ..View::default() }
+    }
+
     fn id(index: u64) -> LogId {
         LogId { term: 1, node: NodeId(1), index }
     }
@@ -221,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_is_not_written_never_leaves_memory() {
-        let mut view = View::default();
+        let mut view = view();
         view.append(&entries(0..100, TAIL_BYTES / 10)).expect("appends");
         let plan = view.plan_read(0, 100);
         assert_eq!(plan.stored, 0..0);
@@ -236,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_hole_is_refused_and_changes_nothing() {
-        let mut view = View::default();
+        let mut view = view();
         view.append(&entries(5..8, 1)).expect("an empty log begins anywhere");
         assert!(view.append(&entries(9..10, 1)).is_err());
         assert!(view.append(&entries(7..8, 1)).is_err());
@@ -249,7 +266,7 @@ mod tests {
 
     #[test]
     fn reads_stay_within_the_log() {
-        let mut view = View::default();
+        let mut view = view();
         view.append(&entries(0..10, 1)).expect("appends");
         view.purge(id(3));
         assert_eq!(indices(&view.plan_read(0, 100)), [4, 5, 6, 7, 8, 9]);
@@ -263,7 +280,7 @@ mod tests {
 
     #[test]
     fn what_was_written_before_a_truncation_says_nothing_about_the_entries_after_it() {
-        let mut view = View::default();
+        let mut view = view();
         view.append(&entries(0..10, 1)).expect("appends");
         view.truncate_after(Some(id(4))).expect("truncates");
         view.append(&entries(5..10, TAIL_BYTES / 3)).expect("appends");
@@ -275,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_purge_beyond_the_end_moves_the_end() {
-        let mut view = View::default();
+        let mut view = view();
         view.append(&entries(0..3, 1)).expect("appends");
         view.purge(id(50));
         assert_eq!(view.position(), LogPosition { purged: Some(id(50)), last: Some(id(50)) });

@@ -15,6 +15,7 @@ use super::schema::{COMMITTED, META, PURGED, VOTE, put_entry, remove_entries, sc
 use super::view::View;
 use crate::storage::error::StoreError;
 use crate::storage::floor::{Floor, FloorFile};
+use crate::storage::node::DirectoryLock;
 use crate::storage::record::{Entry, LogId, Vote};
 use crate::storage::store::{Batch, Store};
 
@@ -30,6 +31,9 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// How many entries a purge or a truncation removes at a time, so that no append waits long behind it.
 const SLICE: u64 = 1_000;
 
+/// How long purged entries may wait for an idle moment before a slice of them goes between two batches.
+const REMOVAL_PERIOD: Duration = Duration::from_millis(100);
+
 /// How often the floor file follows the log between votes, and the committed position is noted.
 const FLOOR_PERIOD: Duration = Duration::from_secs(1);
 
@@ -41,7 +45,11 @@ pub(super) enum Request {
     /// An append of nothing is a barrier: it is answered once everything before it is durable.
     Append {
         entries: Vec<Arc<Entry>>,
+        /// The entry before the first.
+        previous: Option<LogId>,
+        /// How often the log had been cut when they were added to the view.
         truncations: u64,
+        /// The room that they take up in the queue.
         room: Option<OwnedSemaphorePermit>,
         done: Completion,
     },
@@ -85,6 +93,9 @@ pub(super) struct Writer {
     committed_noted: Option<LogId>,
     /// Entries that are purged but not yet removed, `first..=last`.
     to_remove: Option<(u64, u64)>,
+    removed_at: Instant,
+    // Held until the thread ends, whatever became of the handle.
+    _lock: Option<Arc<DirectoryLock>>,
 }
 
 /// Completions of the batch under way, in order.
@@ -126,6 +137,7 @@ impl Writer {
         counters: Arc<Counters>,
         requests: mpsc::Receiver<Request>,
         leftover: Option<(u64, u64)>,
+        lock: Option<Arc<DirectoryLock>>,
     ) -> Self {
         let (durable, committed_noted) = {
             let view = view.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,6 +154,8 @@ impl Writer {
             floor_written: Instant::now(),
             committed_noted,
             to_remove: leftover,
+            removed_at: Instant::now(),
+            _lock: lock,
         }
     }
 
@@ -209,14 +223,15 @@ impl Writer {
         while let Some(request) = next.take() {
             taken += 1;
             match request {
-                Request::Append { entries, truncations, room, done } => {
+                Request::Append { entries, mut previous, truncations, room, done } => {
                     gathered.completions.push(done);
                     gathered.room.extend(room);
                     for entry in &entries {
-                        if let Err(error) = put_entry(&mut gathered.batch, entry) {
+                        if let Err(error) = put_entry(&mut gathered.batch, entry, previous) {
                             gathered.fail(&error);
                             return Err(error);
                         }
+                        previous = Some(entry.log_id);
                         gathered.last_index = Some(entry.log_id.index);
                         gathered.written = Some((entry.log_id.index + 1, truncations));
                     }
@@ -251,6 +266,10 @@ impl Writer {
         }
         self.counters.requests.fetch_add(taken as u64, Ordering::Relaxed);
         self.commit(&mut gathered)?;
+        // Under steady load there is no idle moment; what is purged must go all the same.
+        if self.removed_at.elapsed() > REMOVAL_PERIOD {
+            self.remove_slice()?;
+        }
         self.follow_up()?;
         Ok(ControlFlow::Continue(()))
     }
@@ -348,6 +367,7 @@ impl Writer {
             remove_entries(&*self.store, &mut batch, first, slice_end)?;
             self.write_durably(batch)?;
             self.to_remove = (slice_end < last).then_some((slice_end + 1, last));
+            self.removed_at = Instant::now();
         }
         Ok(())
     }
