@@ -434,15 +434,15 @@ async fn readers_never_see_a_hole_while_the_log_is_purged_and_grows() {
         }
     });
     let mut last = node.last;
-    for round in 0..60 {
+    for round in 0..300 {
         let entries: Vec<_> = (last + 1..=last + 100).map(|index| entry(index, 9)).collect();
         append(&storage, entries).await.expect("appends");
         last += 100;
-        if round % 3 == 0 {
+        if round % 5 == 0 {
             storage.log.purge(log_id(last - 50, 9)).await.expect("purges");
-        } else if round % 7 == 0 {
-            storage.log.truncate_after(Some(log_id(last - 30, 9))).await.expect("truncates");
-            last -= 30;
+        } else {
+            storage.log.truncate_after(Some(log_id(last - 70, 9))).await.expect("truncates");
+            last -= 70;
         }
     }
     over.store(true, Ordering::SeqCst);
