@@ -352,6 +352,17 @@ async fn what_an_interrupted_start_leaves_behind_does_no_harm() {
 }
 
 #[tokio::test]
+async fn a_replacement_of_the_state_interrupted_between_its_renames_leaves_the_old_state() {
+    let node = Node::with_past().await;
+    let data = node.data();
+    copy(&data.join("state"), &data.join("state.replacement"));
+    fs::rename(data.join("state"), data.join("state.replaced")).expect("moves");
+    node.check().expect("holds");
+    assert_eq!(node.open().applied.index(), node.last);
+    assert!(!data.join("state.replaced").exists() && !data.join("state.replacement").exists());
+}
+
+#[tokio::test]
 async fn what_the_log_refuses_changes_nothing() {
     let node = Node::with_past().await;
     let storage = node.open();

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::error::StoreError;
-use super::files::{parent, remove_dir_if_present, sibling, sync_directory};
+use super::files::{exists, parent, remove_dir_if_present, sibling, sync_directory};
 use super::node::DirectoryLock;
 use super::record::Applied;
 use super::store::{Batch, Opener, Store, Tree, check_format};
@@ -107,10 +107,15 @@ impl StateStore {
     /// When it does not open, a value is damaged, or a newer version wrote it. The state can be rebuilt from a snapshot and
     /// the log, so a caller that has those sets it aside and opens an empty one.
     pub fn open(directory: &Path, opener: &Opener) -> Result<(Self, Tables, Applied), StoreError> {
-        // What an interrupted replacement left: the complete state is always the one under the plain name.
-        remove_dir_if_present(&sibling(directory, "replacement"))?;
-        remove_dir_if_present(&sibling(directory, "replacement.new"))?;
-        remove_dir_if_present(&sibling(directory, "replaced"))?;
+        // What an interrupted replacement left. Between its two renames only the old state is sure to be whole.
+        let old = sibling(directory, "replaced");
+        if !exists(directory)? && exists(&old)? {
+            rename(&old, directory)?;
+            sync_directory(parent(directory))?;
+        }
+        for leftover in ["replacement", "replacement.new", "replaced"] {
+            remove_dir_if_present(&sibling(directory, leftover))?;
+        }
         let store = opener(directory, &TREES)?;
         let (tables, applied) = load(&*store)?;
 
@@ -350,8 +355,8 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Builds the new state beside the old one and swaps their names. A crash before the swap leaves the old state, one in
-    /// the middle leaves none; in both cases the snapshot that this came from is on the disk already.
+    /// Builds the new state beside the old one and swaps their names. A crash before the swap is complete leaves the old
+    /// state, which the snapshot that this came from, on the disk already, then carries forward.
     fn replace(&mut self, tables: &Tables, applied: &Applied) -> Result<(), StoreError> {
         let (fresh, old) = (sibling(&self.directory, "replacement"), sibling(&self.directory, "replaced"));
         remove_dir_if_present(&fresh)?;
