@@ -43,21 +43,26 @@ impl Node {
         NodeStorage::open(&self.data(), &options()).expect("opens")
     }
 
-    /// Adds entries, applies all, takes a snapshot, purges to shortly before it, votes, and closes.
+    /// Adds entries, has the last of them overwritten by a new leader, applies all, takes a snapshot, purges to shortly
+    /// before it, votes, and closes.
     async fn work(&mut self, entries: u64) {
+        const OVERWRITTEN: u64 = 30;
         let storage = self.open();
-        let term = self.last / 100 + 1;
         let (first, last) = (self.last + 1, self.last + entries);
-        self.say(Line::Append { batch: term, first, last, term });
-        append(&storage, (first..=last).map(|index| entry(index, term)).collect()).await.expect("appends");
-        self.say(Line::Appended(term));
+        let (old_term, term) = (self.last / 100 + 1, self.last / 100 + 2);
+        let keep = last - OVERWRITTEN;
+        self.append(&storage, first, last, old_term).await;
+        self.say(Line::Truncate(keep));
+        storage.log.truncate_after(Some(log_id(keep, old_term))).await.expect("truncates");
+        self.say(Line::Truncated(keep));
         self.say(Line::Vote { term, committed: true });
         storage.log.save_vote(Vote { term, node: NODE, committed: true }).await.expect("votes");
         self.say(Line::Voted { term, committed: true });
+        self.append(&storage, keep + 1, last, term).await;
 
         let (mut tables, mut applied) = (storage.tables.clone(), storage.applied.clone());
         for index in first..=last {
-            apply(&mut tables, index, term);
+            apply(&mut tables, index, if index <= keep { old_term } else { term });
         }
         applied.log_id = Some(log_id(last, term));
         applied.fingerprint = tables.fingerprint();
@@ -72,6 +77,12 @@ impl Node {
         self.say(Line::Purged(last - 20));
         storage.close().await.expect("closes");
         self.last = last;
+    }
+
+    async fn append(&mut self, storage: &NodeStorage, first: u64, last: u64, term: u64) {
+        self.say(Line::Append { batch: last, first, last, term });
+        append(storage, (first..=last).map(|index| entry(index, term)).collect()).await.expect("appends");
+        self.say(Line::Appended(last));
     }
 
     fn say(&mut self, line: Line) {
