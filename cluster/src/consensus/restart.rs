@@ -122,6 +122,9 @@ impl Node {
     }
 
     async fn stop(self) {
+        // An answer is given before the change is handed to the disk, where the log has it already. Here the copy is looked at.
+        let last = self.log.position().last.map(|id| id.index);
+        self.raft.wait(Some(PATIENCE)).applied_index_at_least(last, "everything is applied").await.expect("applies");
         self.raft.shutdown().await.expect("stops");
         self.state.close().await.expect("closes");
         self.log.close().await.expect("closes");
@@ -147,10 +150,11 @@ async fn answered_writes_are_there_after_restarts_and_a_lost_state_is_rebuilt_to
             let before = expected.insert(key.clone(), value.clone()).unwrap_or_default();
             assert_eq!(node.assign(&key, &value).await, before, "the state went on from where it was");
         }
+        let wait = node.raft.wait(Some(PATIENCE));
+        wait.metrics(|metrics| metrics.purged.is_some(), "the log is purged").await.expect("purges behind a snapshot");
         node.stop().await;
         let (opened, found) = content(directory.path());
         assert_eq!(found, expected, "round {round}");
-        assert!(opened.log.position().purged.is_some(), "the log is purged behind snapshots");
         let before = opened.applied.clone();
         drop(opened);
         if round % 2 == 1 {
