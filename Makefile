@@ -1,6 +1,6 @@
 # The four commands that a newcomer and CI use. Each looks for what it needs first (see tests/prepare).
 
-.PHONY: run test bench soak check
+.PHONY: run test bench soak
 
 # A release build, and what it can do.
 run:

@@ -16,10 +16,10 @@ use crate::storage::{Entry, LogId, Membership, Payload, StoredMembership, Vote};
 pub struct Proposal(pub Bytes);
 
 /// The encoded answer of a command; empty for entries that carry none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Answer(pub Bytes);
 
-// A command may hold sealed secrets and personal names: neither form shows more than its length.
+// Commands and answers may hold keys and personal names: no form of them shows more than their length.
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "a command of {} bytes", self.0.len())
@@ -29,6 +29,12 @@ impl fmt::Debug for Proposal {
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an answer of {} bytes", self.0.len())
     }
 }
 
@@ -101,4 +107,28 @@ pub(super) fn from_stored_membership(stored: &StoredMembership) -> StoredMembers
 
 pub(super) fn to_stored_membership(stored: &StoredMembershipOf<TypeConfig>) -> StoredMembership {
     StoredMembership { log_id: stored.log_id().as_ref().map(to_log_id), membership: to_membership(stored.membership()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Record;
+
+    #[test]
+    fn nothing_that_passes_through_the_log_shows_its_bytes() {
+        const CANARY: &str = "canary-in-the-log";
+        let bytes = Bytes::from_static(CANARY.as_bytes());
+        let log_id = LogId { term: 1, node: NodeId(1), index: 1 };
+        let entry = Entry { log_id, payload: Payload::Command(bytes.clone()) };
+        let shown = format!(
+            "{entry:?} {:?} {} {:?} {:?} {:?}",
+            Proposal(bytes.clone()),
+            Proposal(bytes.clone()),
+            Answer(bytes.clone()),
+            Record { mod_index: 1, value: bytes },
+            from_entry(entry.clone()),
+        );
+        assert!(!shown.contains(CANARY), "{shown}");
+        assert!(shown.contains("17 bytes"), "{shown}");
+    }
 }

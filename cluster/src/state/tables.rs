@@ -1,5 +1,6 @@
 //! The replicated tables in memory: ordered, cheap to copy, with a fingerprint of their history and of their content.
 
+use std::fmt;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -20,12 +21,19 @@ pub struct RecordKey {
 }
 
 /// A stored value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Record {
     /// The log index that wrote it last.
     pub mod_index: u64,
     /// The encoded value.
     pub value: Bytes,
+}
+
+// A value may hold keys and personal names, which have no place in a log line.
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of index {}", self.value.len(), self.mod_index)
+    }
 }
 
 /// A record as it stands after a write; `None` when it was removed.
