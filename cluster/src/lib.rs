@@ -3,8 +3,12 @@
 //! It knows no HTTP and no containers, and it never ends the process: what is fatal here ends a value with a reason, and
 //! the binary decides what that means. `OVERVIEW.md` beside this crate has the picture and the invariants.
 
+pub mod clock;
 pub mod consensus;
 pub mod ids;
+pub mod leader;
+pub mod node;
+pub mod sealing;
 pub mod state;
 pub mod storage;
 
@@ -12,4 +16,10 @@ pub mod storage;
 #[allow(missing_docs, clippy::pedantic)]
 pub(crate) mod pb {
     include!(concat!(env!("OUT_DIR"), "/muster.storage.v1.rs"));
+}
+
+/// The protobuf messages of `proto/state.proto`: commands, answers and the rows of the replicated state.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod rows {
+    include!(concat!(env!("OUT_DIR"), "/muster.state.v1.rs"));
 }

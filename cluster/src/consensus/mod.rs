@@ -1,8 +1,13 @@
 //! Raft. This is the only module that knows openraft; the rest of the program sees Muster's own types.
 
+mod alone;
 mod config;
+mod error;
+mod in_flight;
 mod log_store;
+mod raft;
 mod state_machine;
+mod timing;
 
 #[cfg(test)]
 mod conformance;
@@ -10,5 +15,8 @@ mod conformance;
 mod restart;
 
 pub use config::{Answer, Proposal, TypeConfig};
+pub use error::{ProposeError, ReadError};
 pub use log_store::LogStore;
+pub use raft::{Consensus, MAX_COMMAND, Options, Role, Status};
 pub use state_machine::{SnapshotBuilder, StateMachine};
+pub use timing::Timing;

@@ -7,17 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::alias::{SnapshotOf, VoteOf};
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
-use openraft::{Config, EmptyNode, Raft, SnapshotPolicy};
+use openraft::{Config, Raft, SnapshotPolicy};
 
+use super::alone::Alone;
 use super::{LogStore, Proposal, StateMachine, TypeConfig};
 use crate::ids::NodeId;
 use crate::state::{ApplyError, Machine, TableId, Tables};
 use crate::storage::testing::options;
-use crate::storage::{LogId, NodeStorage, SnapshotFile};
+use crate::storage::{LogId, NodeStorage};
 
 const TABLE: TableId = TableId(1);
 const NODE: NodeId = NodeId(1);
@@ -34,51 +31,6 @@ impl Machine for Assign {
         let before = tables.get(TABLE, key.as_bytes()).map(|record| record.value.clone()).unwrap_or_default();
         tables.put(TABLE, key.to_owned(), value.to_owned(), at.index);
         Ok(before)
-    }
-}
-
-/// One node needs nobody.
-struct Nobody;
-
-fn unreachable() -> Unreachable<TypeConfig> {
-    Unreachable::new(&std::io::Error::other("there is nobody else"))
-}
-
-impl RaftNetworkFactory<TypeConfig> for Nobody {
-    type Network = Self;
-
-    async fn new_client(&mut self, _: NodeId, _: &EmptyNode) -> Self {
-        Self
-    }
-}
-
-impl RaftNetworkV2<TypeConfig> for Nobody {
-    type SnapshotData = Arc<SnapshotFile>;
-
-    async fn append_entries(
-        &mut self,
-        _: AppendEntriesRequest<TypeConfig>,
-        _: RPCOption,
-    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(unreachable()))
-    }
-
-    async fn vote(
-        &mut self,
-        _: VoteRequest<TypeConfig>,
-        _: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(unreachable()))
-    }
-
-    async fn full_snapshot(
-        &mut self,
-        _: VoteOf<TypeConfig>,
-        _: SnapshotOf<TypeConfig, Arc<SnapshotFile>>,
-        _: impl Future<Output = ReplicationClosed> + Send + 'static,
-        _: RPCOption,
-    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(unreachable()))
     }
 }
 
@@ -104,7 +56,7 @@ impl Node {
         };
         let machine = StateMachine::new(Assign, opened.tables, opened.applied, Arc::clone(&state), snapshots);
         let log_store = LogStore::new(Arc::clone(&log), Arc::clone(&state));
-        let raft = Raft::new(NODE, Arc::new(config.validate().expect("valid")), Nobody, log_store, machine)
+        let raft = Raft::new(NODE, Arc::new(config.validate().expect("valid")), Alone, log_store, machine)
             .await
             .expect("starts");
         if !raft.is_initialized().await.expect("answers") {

@@ -12,7 +12,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use super::config::{
     Answer, TypeConfig, from_log_id, from_stored_membership, to_log_id, to_membership, to_stored_membership,
 };
-use crate::state::{Machine, Tables};
+use crate::state::{Machine, Published, Tables, View};
 use crate::storage::{Applied, SnapshotFile, SnapshotStore, StateStore, StoreError, StoredMembership};
 
 /// After so many entries the changes are handed to the disk even if more entries are waiting.
@@ -25,10 +25,11 @@ pub struct StateMachine<M> {
     applied: Applied,
     state: Arc<StateStore>,
     snapshots: Arc<SnapshotStore>,
+    published: Arc<Published>,
 }
 
 impl<M: Machine> StateMachine<M> {
-    /// Puts openraft's interface over an open state.
+    /// Puts openraft's interface over an open state, which is shown through [`Self::published`].
     #[must_use]
     pub fn new(
         machine: M,
@@ -37,7 +38,14 @@ impl<M: Machine> StateMachine<M> {
         state: Arc<StateStore>,
         snapshots: Arc<SnapshotStore>,
     ) -> Self {
-        Self { machine, tables, applied, state, snapshots }
+        let published = Arc::new(Published::new(View::new(&tables, &applied)));
+        Self { machine, tables, applied, state, snapshots, published }
+    }
+
+    /// Where readers see the state.
+    #[must_use]
+    pub fn published(&self) -> Arc<Published> {
+        Arc::clone(&self.published)
     }
 
     async fn hand_over(&mut self) -> io::Result<()> {
@@ -61,6 +69,7 @@ impl<M: Machine + Sync> RaftStateMachine<TypeConfig> for StateMachine<M> {
         let mut waiting = 0;
         while let Some((entry, responder)) = entries.try_next().await? {
             let at = to_log_id(&entry.log_id());
+            let written = self.tables.changes().len();
             let answer = match &entry.payload {
                 EntryPayload::Blank => Answer::default(),
                 EntryPayload::Membership(membership) => {
@@ -74,6 +83,8 @@ impl<M: Machine + Sync> RaftStateMachine<TypeConfig> for StateMachine<M> {
                 }
             };
             self.applied.log_id = Some(at);
+            // Before the answer: whoever has it must find what it speaks of.
+            self.published.publish(View::new(&self.tables, &self.applied), &self.tables.changes()[written..]);
             waiting += 1;
             if waiting >= HAND_OVER {
                 waiting = 0;
@@ -121,6 +132,7 @@ impl<M: Machine + Sync> RaftStateMachine<TypeConfig> for StateMachine<M> {
         self.state.replace(tables.clone(), file.applied.clone()).await?;
         self.tables = tables;
         self.applied = file.applied.clone();
+        self.published.replace(View::new(&self.tables, &self.applied));
         Ok(())
     }
 

@@ -1,10 +1,37 @@
 //! The replicated state: what every node holds alike, and the deterministic step that changes it.
 
+mod audit;
+mod credentials;
+mod fleet;
+mod keys;
+mod machine;
+mod models;
+mod names;
+mod once;
+mod published;
+mod retention;
+mod settings;
+mod step;
 mod tables;
+mod view;
+
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
-pub use tables::{Change, Fingerprint, Record, RecordKey, TableId, Tables};
+pub use credentials::{has_expired, key_hash};
+pub use fleet::FEATURE_LEVELS;
+pub use keys::RECOVERY;
+pub use machine::Fleet;
+pub use models::{api_key_name, is_id, litellm_base};
+pub use names::name_key;
+pub use once::{CLIENT_RETENTION_MS, CLIENT_WINDOW, KEY_RETENTION_MS, key_digest};
+pub use published::{Batch, Changes, Lagged, Published};
+pub use retention::SWEEP_LIMIT;
+pub use step::{Damaged, Row, Stored};
+pub use tables::{Change, Fingerprint, Mark, Record, RecordKey, TableId, Tables};
+pub use view::View;
 
 use crate::storage::LogId;
 

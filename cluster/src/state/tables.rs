@@ -56,6 +56,15 @@ pub struct Tables {
     records: OrdMap<RecordKey, Record>,
     fingerprint: Fingerprint,
     changes: Vec<Change>,
+    side: OrdMap<Bytes, Record>,
+}
+
+/// A point to go back to, see [`Tables::mark`].
+#[derive(Debug)]
+pub struct Mark {
+    records: OrdMap<RecordKey, Record>,
+    fingerprint: Fingerprint,
+    changes: usize,
 }
 
 impl Tables {
@@ -64,7 +73,7 @@ impl Tables {
     pub fn restored(records: impl IntoIterator<Item = (RecordKey, Record)>, history: [u8; 32]) -> Self {
         let records: OrdMap<RecordKey, Record> = records.into_iter().collect();
         let content = records.iter().fold(0, |sum: u128, (key, record)| sum.wrapping_add(summand(key, record)));
-        Self { records, fingerprint: Fingerprint { history, content }, changes: Vec::new() }
+        Self { records, fingerprint: Fingerprint { history, content }, ..Self::default() }
     }
 
     /// The record of a key.
@@ -96,7 +105,7 @@ impl Tables {
     }
 
     /// The records of a table from `from` on, in the order of their keys.
-    pub fn range(&self, table: TableId, from: &[u8]) -> impl Iterator<Item = (&[u8], &Record)> {
+    pub fn range(&self, table: TableId, from: &[u8]) -> impl Iterator<Item = (&[u8], &Record)> + use<'_> {
         let start = RecordKey { table, key: Bytes::copy_from_slice(from) };
         self.records
             .range((Bound::Included(start), Bound::Unbounded))
@@ -125,6 +134,58 @@ impl Tables {
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// Where the tables stand now.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark { records: self.records.clone(), fingerprint: self.fingerprint, changes: self.changes.len() }
+    }
+
+    /// Undoes what was written since the mark was taken, which must be after the last [`Self::take_changes`].
+    pub fn go_back(&mut self, mark: Mark) {
+        self.records = mark.records;
+        self.fingerprint = mark.fingerprint;
+        self.changes.truncate(mark.changes);
+    }
+
+    /// A copy for readers: everything but what is still to be handed to the disk.
+    #[must_use]
+    pub fn view(&self) -> Self {
+        Self {
+            records: self.records.clone(),
+            fingerprint: self.fingerprint,
+            changes: Vec::new(),
+            side: self.side.clone(),
+        }
+    }
+
+    /// Keeps a value beside the tables: in no hash, in no snapshot, on no disk. It may be gone at any time.
+    pub fn keep_aside(&mut self, key: Bytes, value: Bytes, index: u64) {
+        self.side.insert(key, Record { mod_index: index, value });
+    }
+
+    /// A value that was kept aside.
+    #[must_use]
+    pub fn aside(&self, key: &[u8]) -> Option<&Record> {
+        self.side.get(key)
+    }
+
+    /// Keeps of what lies aside only what fits the condition.
+    pub fn retain_aside(&mut self, keep: impl Fn(&Record) -> bool) {
+        self.side = self.side.iter().filter(|(_, record)| keep(record)).map(|(k, r)| (k.clone(), r.clone())).collect();
+    }
+
+    /// How many values lie aside.
+    #[must_use]
+    pub fn aside_len(&self) -> usize {
+        self.side.len()
+    }
+
+    /// What was written since the last [`Self::take_changes`], in order.
+    #[must_use]
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
     }
 
     /// What was written since the last call, in order.

@@ -1,7 +1,8 @@
 //! Small steps on files and directories, each with an error that names what it was for.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
@@ -32,7 +33,10 @@ pub(super) fn remove_dir_if_present(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Makes a directory with those above it, if it is not there, and their names durable.
-pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
+///
+/// # Errors
+/// When the disk refuses.
+pub fn make_directory(path: &Path) -> Result<(), StoreError> {
     if !path.is_dir() {
         make_directory(parent(path))?;
         match fs::create_dir(path) {
@@ -73,4 +77,40 @@ pub(super) fn sync_tree(path: &Path) -> Result<(), StoreError> {
         }
     }
     sync_directory(path)
+}
+
+/// Writes a small file that only its owner may read, whole or not at all, and makes it durable.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    let doing = |e| StoreError::io(format!("writing {}", path.display()), e);
+    let temporary = sibling(path, "tmp");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(doing(error)),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary).map_err(doing)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(doing)?;
+    fs::rename(&temporary, path).map_err(doing)?;
+    sync_directory(parent(path))
+}
+
+/// Reads a small file, or `None` if it is not there.
+///
+/// # Errors
+/// When the disk refuses, or the file is larger than the limit in bytes.
+pub fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    let doing = |e| StoreError::io(format!("reading {}", path.display()), e);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(doing(error)),
+    };
+    let mut content = Vec::new();
+    file.take(limit + 1).read_to_end(&mut content).map_err(doing)?;
+    if content.len() as u64 > limit {
+        return Err(doing(io::Error::other(format!("it is larger than {limit} bytes"))));
+    }
+    Ok(Some(content))
 }

@@ -157,8 +157,16 @@ impl NodeStorage {
 /// # Errors
 /// When the directory is in use, or the disk refused.
 pub fn quarantine(directory: &Path, reason: &Unusable, now: SystemTime) -> Result<PathBuf, OpenError> {
+    set_directory_aside(directory, &reason.to_string(), now)
+}
+
+/// Sets everything in a data directory aside, for a reason in words. See [`quarantine`] for when that is right.
+///
+/// # Errors
+/// When the directory is in use, or the disk refused.
+pub fn set_directory_aside(directory: &Path, reason: &str, now: SystemTime) -> Result<PathBuf, OpenError> {
     let _lock = DirectoryLock::take(directory)?;
-    Ok(set_aside(directory, &[SNAPSHOTS, STATE, LOG, FLOOR], &reason.to_string(), now)?)
+    Ok(set_aside(directory, &[SNAPSHOTS, STATE, LOG, FLOOR], reason, now)?)
 }
 
 fn set_aside(directory: &Path, parts: &[&str], reason: &str, now: SystemTime) -> Result<PathBuf, StoreError> {

@@ -1,0 +1,138 @@
+//! The duty that keeps the state from growing for ever.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use super::{Duty, Leader};
+use crate::ids::{CredentialId, LogTime};
+use crate::rows::{Sweep, command::Body};
+use crate::state::{Damaged, SWEEP_LIMIT, View, has_expired};
+
+/// The audit trail in the state: so many entries, and so long.
+const AUDIT_ENTRIES: usize = 10_000;
+const AUDIT_AGE_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// A command has 16 KiB: markers' keys take up to 33 bytes each.
+const MARKERS_AT_ONCE: usize = SWEEP_LIMIT;
+
+/// Removes remembered answers, expired credentials and old entries of the audit trail.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// How often it looks.
+    pub period: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { period: Duration::from_secs(30) }
+    }
+}
+
+impl Duty for Retention {
+    fn name(&self) -> &'static str {
+        "retention"
+    }
+
+    fn run(&self, leader: Leader) -> BoxFuture<'static, ()> {
+        let period = self.period;
+        Box::pin(async move {
+            loop {
+                match pass(&leader).await {
+                    // There may be more: what is due goes in one pass after the other, each a short command.
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(error, "the sweep waits"),
+                }
+                tokio::time::sleep(period).await;
+            }
+        })
+    }
+}
+
+/// Proposes one sweep if anything is due, and says whether something was.
+async fn pass(leader: &Leader) -> Result<bool, String> {
+    let published = leader.consensus().published();
+    let now = published.time().map_err(|damaged| damaged.to_string())?;
+    let sweep = due(&published.view(), now).map_err(|damaged| damaged.to_string())?;
+    if sweep == Sweep::default() {
+        return Ok(false);
+    }
+    let body = Body::Sweep(Sweep { office: leader.office().0, ..sweep });
+    leader.propose("retention", body).await.map(|_| true).map_err(|error| error.to_string())
+}
+
+/// What has been kept long enough at this time, as far as one command can carry it.
+fn due(view: &View, now: LogTime) -> Result<Sweep, Damaged> {
+    let markers = view.markers_over(now, MARKERS_AT_ONCE)?;
+    let mut credentials = Vec::new();
+    for row in view.credentials(CredentialId(0)) {
+        let (id, credential) = row?;
+        if has_expired(&credential.row, now) && credentials.len() < SWEEP_LIMIT {
+            credentials.push(id.0);
+        }
+    }
+    Ok(Sweep { office: 0, markers, credentials, audit_before: audit_before(view, now)? })
+}
+
+/// Entries before this index are too many or too old; 0 if there are none.
+fn audit_before(view: &View, now: LogTime) -> Result<u64, Damaged> {
+    let entries: Vec<_> = view.audit(0).collect::<Result<_, _>>()?;
+    let surplus = entries.len().saturating_sub(AUDIT_ENTRIES);
+    let old = entries.partition_point(|(_, entry)| entry.time_ms.saturating_add(AUDIT_AGE_MS) <= now.0);
+    let remove = surplus.max(old);
+    Ok(match remove.checked_sub(1).and_then(|last| entries.get(last)) {
+        Some((index, _)) => index + 1,
+        None => 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::{AuditEntry, Credential, Marker};
+    use crate::state::{Row, Tables};
+    use crate::storage::Applied;
+
+    fn view(fill: impl FnOnce(&mut Tables)) -> View {
+        let mut tables = Tables::default();
+        fill(&mut tables);
+        View::new(&tables, &Applied::default())
+    }
+
+    fn put<R: Row>(tables: &mut Tables, key: &[u8], row: &R, index: u64) {
+        tables.put(R::TABLE, key.to_vec(), row.encode_to_vec(), index);
+    }
+
+    #[test]
+    fn only_what_is_old_or_too_much_goes() {
+        let day = 24 * 3600 * 1000;
+        let view = view(|tables| {
+            for index in 1..=5_u64 {
+                let entry = AuditEntry { time_ms: index * 2 * day, ..AuditEntry::default() };
+                put(tables, &index.to_be_bytes(), &entry, index);
+                let expires_ms = (index > 1).then_some(index * 2 * day);
+                put(tables, &index.to_be_bytes(), &Credential { expires_ms, ..Credential::default() }, index);
+            }
+            for (key, days) in [("k-old", 8), ("k-new", 10), ("c-old", 9), ("c-new", 10)] {
+                put(tables, key.as_bytes(), &Marker { time_ms: days * day, ..Marker::default() }, 6);
+            }
+        });
+        let sweep = due(&view, LogTime(10 * day + 1)).expect("readable");
+        assert_eq!(sweep.markers, ["c-old", "k-old"]);
+        assert_eq!(sweep.credentials, [2, 3, 4, 5], "the first never expires");
+        assert_eq!(sweep.audit_before, 2, "only the entry of the second day is older than seven");
+        assert_eq!(due(&view, LogTime(0)).expect("readable"), Sweep::default());
+    }
+
+    #[test]
+    fn the_audit_trail_is_bounded_by_number() {
+        let surplus = 7;
+        let view = view(|tables| {
+            for index in 1..=(AUDIT_ENTRIES as u64 + surplus) {
+                put(tables, &index.to_be_bytes(), &AuditEntry { time_ms: 1, ..AuditEntry::default() }, index);
+            }
+        });
+        assert_eq!(due(&view, LogTime(1)).expect("readable").audit_before, surplus + 1);
+    }
+}

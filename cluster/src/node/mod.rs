@@ -1,0 +1,266 @@
+//! A node of the fleet as a value: started over a data directory, asked and told things, stopped.
+//!
+//! It ends no process and touches nothing global. When it can not go on, [`Node::failed`] says why.
+
+mod found;
+mod identity;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use found::{Founding, FoundingError, FoundingOptions, found};
+pub use identity::{Identity, IdentityError, Stage};
+
+use crate::clock::Clock;
+use crate::consensus::{Consensus, Options, Timing};
+use crate::ids::StoreId;
+use crate::leader::{Duty, lead};
+use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
+use crate::sealing::{HolderKey, Keyring, RefreshError};
+use crate::state::{Damaged, FEATURE_LEVELS, Row};
+use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
+
+/// How long a node may take to catch up with what it knew before it was restarted.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long to wait before trying again what failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What a node needs from outside.
+#[derive(Clone)]
+pub struct NodeOptions {
+    /// Its data directory.
+    pub directory: PathBuf,
+    /// What others are told about it.
+    pub facts: NodeFacts,
+    /// How patient it is.
+    pub timing: Timing,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// What it does when it leads.
+    pub duties: Vec<Arc<dyn Duty>>,
+    /// Where the tasks of Raft and of the node itself run. Load elsewhere must not cost a heartbeat.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory belongs to no fleet, or its founding was never finished.
+    #[error("{0} belongs to no fleet")]
+    NoFleet(PathBuf),
+    /// Who the node is can not be told.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The data can not be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The databases are not those that the node has promised things with.
+    #[error("the log in {path} is not this node's: {found} instead of {expected}; the node must join anew")]
+    OtherStore {
+        /// The data directory.
+        path: PathBuf,
+        /// The identity that the node had.
+        expected: StoreId,
+        /// The one that was found.
+        found: StoreId,
+    },
+    /// The fleet is ahead of this version.
+    #[error("the fleet is at feature level {fleet}, and this version supports {lowest} to {highest}; upgrade it")]
+    FeatureLevel {
+        /// The fleet's level.
+        fleet: u32,
+        /// The lowest that this version supports.
+        lowest: u32,
+        /// The highest.
+        highest: u32,
+    },
+    /// The state is damaged.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// Raft did not start.
+    #[error("Raft does not start: {0}")]
+    Raft(String),
+    /// The task that starts it has failed.
+    #[error("starting was interrupted: {0}")]
+    Interrupted(String),
+}
+
+/// A running node that belongs to a fleet.
+pub struct Node {
+    consensus: Arc<Consensus>,
+    keyring: Keyring,
+    identity: Identity,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+fn open_storage(directory: &Path, fresh: StoreId) -> Result<NodeStorage, OpenError> {
+    let options = OpenOptions { fresh_store_id: fresh, now: SystemTime::now(), tail: TailLimits::default() };
+    NodeStorage::open(directory, &options)
+}
+
+/// A number that no other process of this node has.
+fn process_number() -> u64 {
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    high ^ low
+}
+
+impl Node {
+    /// Starts the node of a data directory that belongs to a fleet, and returns once it has caught up with what it knew
+    /// before.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(options: NodeOptions) -> Result<Self, StartError> {
+        let runtime = options.runtime.clone();
+        let starting = runtime.spawn(Self::start_here(options));
+        starting.await.map_err(|error| StartError::Interrupted(error.to_string()))?
+    }
+
+    async fn start_here(options: NodeOptions) -> Result<Self, StartError> {
+        let directory = options.directory.clone();
+        let no_fleet = || StartError::NoFleet(directory.clone());
+        let identity = Identity::load(&directory)?.ok_or_else(no_fleet)?;
+        if identity.stage != Stage::Member {
+            return Err(no_fleet());
+        }
+        let private = identity::load_key(&directory)?;
+        let consensus = Arc::new(open_consensus(&options, &identity, StoreId::random()).await?);
+        consensus.recovered(RECOVERY_LIMIT).await.map_err(StartError::Raft)?;
+        check_level(&consensus)?;
+        let keyring = Keyring::new(identity.fleet, []);
+        if let Err(error) = keyring.refresh(&consensus.local(), identity.node, &private) {
+            tracing::error!(%error, "some of the fleet's keys can not be read by this node");
+        }
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(lead(Arc::clone(&consensus), options.duties, stop.clone()));
+        let report = report(Arc::clone(&consensus), identity.clone(), options.facts);
+        tasks.spawn(until(stop.clone(), report));
+        let follow = follow_keys(Arc::clone(&consensus), keyring.clone(), identity.clone(), private);
+        tasks.spawn(until(stop.clone(), follow));
+        Ok(Self { consensus, keyring, identity, stop, tasks })
+    }
+
+    /// The replicated log and state.
+    #[must_use]
+    pub fn consensus(&self) -> &Arc<Consensus> {
+        &self.consensus
+    }
+
+    /// The fleet's keys in the hands of this node.
+    #[must_use]
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Waits until the node can not go on, and returns why.
+    pub async fn failed(&self) -> String {
+        self.consensus.failed().await
+    }
+
+    /// Stops it and writes everything that is owed. Whoever still holds a part of it gets errors from then on.
+    ///
+    /// # Errors
+    /// When something that was owed could not be written. What was acknowledged is not affected.
+    pub async fn shutdown(mut self) -> Result<(), StoreError> {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        close(self.consensus).await
+    }
+}
+
+/// Stops Raft and lets go of the data directory, if nobody else holds it.
+async fn close(consensus: Arc<Consensus>) -> Result<(), StoreError> {
+    let outcome = consensus.stop().await;
+    // Closing the databases waits for the disk.
+    let closed = tokio::task::spawn_blocking(move || drop(consensus)).await;
+    outcome.and(closed.map_err(|_| StoreError::Closed))
+}
+
+/// Opens the data directory and starts Raft over it. A log that has to be made gets the identity `fresh`: for a node that
+/// has promised something already that is never its own, so that an emptied disk is noticed.
+async fn open_consensus(options: &NodeOptions, identity: &Identity, fresh: StoreId) -> Result<Consensus, StartError> {
+    let (directory, expected) = (options.directory.clone(), identity.store);
+    let opening = tokio::task::spawn_blocking(move || open_storage(&directory, fresh));
+    let opened = opening.await.map_err(|error| StartError::Interrupted(error.to_string()))??;
+    let found = opened.log.store_id();
+    if found != expected {
+        return Err(StartError::OtherStore { path: options.directory.clone(), expected, found });
+    }
+    let raft = Options {
+        node: identity.node,
+        process: process_number(),
+        timing: options.timing,
+        clock: Arc::clone(&options.clock),
+    };
+    Consensus::start(opened, raft).await.map_err(StartError::Raft)
+}
+
+fn check_level(consensus: &Consensus) -> Result<(), StartError> {
+    let level = consensus.local().fleet()?.map_or(*FEATURE_LEVELS.start(), |fleet| fleet.feature_level);
+    if FEATURE_LEVELS.contains(&level) {
+        return Ok(());
+    }
+    let (lowest, highest) = (*FEATURE_LEVELS.start(), *FEATURE_LEVELS.end());
+    Err(StartError::FeatureLevel { fleet: level, lowest, highest })
+}
+
+async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = task => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Tells the fleet what this node is, if that has changed.
+async fn report(consensus: Arc<Consensus>, identity: Identity, facts: NodeFacts) {
+    loop {
+        match consensus.local().node(identity.node) {
+            Ok(Some(node)) if node.row.facts.as_ref() == Some(&facts) => return,
+            Ok(Some(_)) => {}
+            Ok(None) => return tracing::warn!(node = %identity.node, "the fleet does not know this node"),
+            Err(error) => return tracing::error!(%error, "the nodes of the fleet can not be read"),
+        }
+        let origin = Origin { principal: format!("node:{}", identity.node), ..Origin::default() };
+        let body = Body::ReportNode(ReportNode { id: identity.node.0, facts: Some(facts.clone()) });
+        if let Err(error) = consensus.propose_repeatable(origin, body).await {
+            tracing::debug!(%error, "the fleet has not been told yet what this node is");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Takes over keys of the fleet as they come and go.
+async fn follow_keys(consensus: Arc<Consensus>, keyring: Keyring, identity: Identity, private: HolderKey) {
+    let mut changes = consensus.published().changes(consensus.local().index());
+    loop {
+        let concerned = match changes.next().await {
+            Ok(batches) => batches
+                .iter()
+                .flat_map(|batch| batch.changes.iter())
+                .any(|(key, _)| key.table == <WrappedKey as Row>::TABLE),
+            Err(lagged) => {
+                tracing::debug!(%lagged, "reading the keys again");
+                true
+            }
+        };
+        if concerned {
+            let refreshed: Result<(), RefreshError> = keyring.refresh(&consensus.local(), identity.node, &private);
+            if let Err(error) = refreshed {
+                tracing::error!(%error, "some of the fleet's keys can not be read by this node");
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The audit trail: who changed what, bounded.
+
+use super::step::{Damaged, Step, Stop};
+use super::view::View;
+use crate::rows::answer::Outcome;
+use crate::rows::command::Body;
+use crate::rows::{AuditEntry, Model};
+
+/// What an entry says was done, and to what. Duties that run by themselves leave no trail.
+fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
+    let model = |model: Option<&Model>| {
+        model.map(|model| uuid::Uuid::from_slice(&model.id).map_or_else(|_| String::new(), |id| id.to_string()))
+    };
+    let action = match body {
+        Body::Bootstrap(_) => "fleet.bootstrap",
+        Body::TakeOffice(_) => "office.take",
+        Body::Sweep(_) | Body::ReportNode(_) => return None,
+        Body::UpdateSettings(_) => "settings.update",
+        Body::CreateModel(_) => "model.create",
+        Body::UpdateModel(_) => "model.update",
+        Body::DeleteModel(_) => "model.delete",
+        Body::CreateCredential(_) => "credential.create",
+        Body::UpdateCredential(_) => "credential.update",
+        Body::DeleteCredential(_) => "credential.delete",
+    };
+    let object = match outcome {
+        Outcome::Model(answer) => model(answer.model.as_ref()),
+        Outcome::Credential(answer) => Some(answer.id.to_string()),
+        Outcome::Refusal(_) | Outcome::Nothing(_) | Outcome::Settings(_) => None,
+    };
+    Some((action, object.unwrap_or_default()))
+}
+
+pub(super) fn write(step: &mut Step<'_>, body: &Body, outcome: &Outcome) -> Result<(), Stop> {
+    let Some((action, object)) = describe(body, outcome) else { return Ok(()) };
+    let entry = AuditEntry {
+        time_ms: step.now.0,
+        principal: step.origin.principal.clone(),
+        source: step.origin.source.clone(),
+        request_id: step.origin.request_id.clone(),
+        action: action.to_owned(),
+        object,
+    };
+    step.put(step.index.to_be_bytes().to_vec(), &entry)
+}
+
+impl View {
+    /// The audit trail after this index, oldest first, with the index of each entry.
+    pub fn audit(&self, after: u64) -> impl Iterator<Item = Result<(u64, AuditEntry), Damaged>> {
+        let rows = self.rows::<AuditEntry>(&after.saturating_add(1).to_be_bytes());
+        rows.map(|row| row.map(|(_, stored)| (stored.mod_index, stored.row)))
+    }
+}

@@ -1,0 +1,142 @@
+//! The fleet itself: its birth, its nodes, who holds the office, and what every node must understand.
+
+use super::credentials;
+use super::keys::wrapped_key;
+use super::step::{Damaged, Step, Stop, refused};
+use super::view::View;
+use crate::ids::{FleetId, NodeId, Office};
+use crate::rows::{self, RefusalKind};
+
+/// The highest feature level that this version supports, and the lowest: nodes of two adjacent versions form one fleet.
+pub const FEATURE_LEVELS: std::ops::RangeInclusive<u32> = 1..=1;
+
+/// The feature level from which on a command may be used.
+fn level_of(body: &rows::command::Body) -> u32 {
+    use rows::command::Body;
+    match body {
+        Body::Bootstrap(_)
+        | Body::TakeOffice(_)
+        | Body::Sweep(_)
+        | Body::ReportNode(_)
+        | Body::UpdateSettings(_)
+        | Body::CreateModel(_)
+        | Body::UpdateModel(_)
+        | Body::DeleteModel(_)
+        | Body::CreateCredential(_)
+        | Body::UpdateCredential(_)
+        | Body::DeleteCredential(_) => 1,
+    }
+}
+
+/// Refuses what not every node of the fleet understands yet, and everything before there is a fleet.
+pub(super) fn admit(step: &Step<'_>, body: &rows::command::Body) -> Result<(), Stop> {
+    let Some(fleet) = step.get::<rows::Fleet>(&[])? else {
+        return match body {
+            rows::command::Body::Bootstrap(_) => Ok(()),
+            // A new leader takes office before the fleet that it is to found exists.
+            rows::command::Body::TakeOffice(_) => Ok(()),
+            _ => Err(refused(RefusalKind::Conflict, "there is no fleet yet")),
+        };
+    };
+    let needed = level_of(body);
+    if needed <= fleet.row.feature_level {
+        return Ok(());
+    }
+    let level = fleet.row.feature_level;
+    let why = format!("this needs feature level {needed}; the fleet is at {level} until every node has been upgraded");
+    Err(refused(RefusalKind::FeatureLevel, why))
+}
+
+pub(super) fn bootstrap(step: &mut Step<'_>, command: &rows::Bootstrap) -> Result<(), Stop> {
+    if step.get::<rows::Fleet>(&[])?.is_some() {
+        return Err(refused(RefusalKind::Conflict, "there is a fleet here already"));
+    }
+    let mut fleet = rows::Fleet {
+        id: command.fleet_id.clone(),
+        feature_level: command.feature_level,
+        recovery_key: command.recovery_key.clone(),
+        created_ms: step.now.0,
+        next_node: 2,
+        next_credential: 1,
+    };
+    for fields in &command.credentials {
+        credentials::insert(step, &mut fleet, fields)?;
+    }
+    for key in &command.keys {
+        step.put(wrapped_key(key.kind(), key.version, key.holder), key)?;
+    }
+    if let Some(node) = &command.node {
+        let node = rows::Node { created_index: step.index, created_ms: step.now.0, ..node.clone() };
+        step.put(node.id.to_be_bytes().to_vec(), &node)?;
+    }
+    step.put(Vec::new(), &fleet)?;
+    Ok(())
+}
+
+pub(super) fn take_office(step: &mut Step<'_>, command: &rows::TakeOffice) -> Result<(), Stop> {
+    let office = rows::Office { index: step.index, node: command.node, since_ms: step.now.0 };
+    step.put(Vec::new(), &office)
+}
+
+/// Refuses a command of a duty whose leader has been followed by another.
+pub(super) fn in_office(step: &Step<'_>, office: u64) -> Result<(), Stop> {
+    let current = step.only::<rows::Office>()?.index;
+    if office == current {
+        return Ok(());
+    }
+    let why = format!("office {office} has ended; the present one is {current}");
+    Err(refused(RefusalKind::OldOffice, why))
+}
+
+pub(super) fn report_node(step: &mut Step<'_>, command: &rows::ReportNode) -> Result<(), Stop> {
+    let key = command.id.to_be_bytes().to_vec();
+    let Some(mut node) = step.get::<rows::Node>(&key)? else {
+        return Err(refused(RefusalKind::NotFound, format!("there is no node {}", command.id)));
+    };
+    node.row.facts.clone_from(&command.facts);
+    step.put(key, &node.row)?;
+    Ok(())
+}
+
+impl View {
+    /// The fleet, or `None` before its bootstrap.
+    ///
+    /// # Errors
+    /// When the row is damaged.
+    pub fn fleet(&self) -> Result<Option<rows::Fleet>, Damaged> {
+        Ok(self.get::<rows::Fleet>(&[])?.map(|stored| stored.row))
+    }
+
+    /// The identity of the fleet, or `None` before its bootstrap.
+    ///
+    /// # Errors
+    /// When the row is damaged.
+    pub fn fleet_id(&self) -> Result<Option<FleetId>, Damaged> {
+        Ok(self.fleet()?.and_then(|fleet| FleetId::from_slice(&fleet.id)))
+    }
+
+    /// The office that commands of duties must carry, and who holds it.
+    ///
+    /// # Errors
+    /// When the row is damaged.
+    pub fn office(&self) -> Result<Option<(Office, NodeId)>, Damaged> {
+        let office = self.get::<rows::Office>(&[])?;
+        Ok(office.map(|stored| (Office(stored.row.index), NodeId(stored.row.node))))
+    }
+
+    /// One node's record.
+    ///
+    /// # Errors
+    /// When the row is damaged.
+    pub fn node(&self, id: NodeId) -> Result<Option<super::Stored<rows::Node>>, Damaged> {
+        self.get(&id.0.to_be_bytes())
+    }
+
+    /// Every node of the fleet, by number.
+    ///
+    /// # Errors
+    /// When a row is damaged.
+    pub fn nodes(&self) -> Result<Vec<super::Stored<rows::Node>>, Damaged> {
+        self.rows(&[]).map(|row| row.map(|(_, node)| node)).collect()
+    }
+}

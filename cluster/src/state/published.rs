@@ -1,0 +1,280 @@
+//! What the rest of the program sees of the replicated state: the newest view, and every change from an index on.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use super::step::Damaged;
+use super::tables::Change;
+use super::view::View;
+use crate::ids::LogTime;
+
+/// How many entries the ring of changes holds.
+const RING_ENTRIES: usize = 64 * 1024;
+
+/// How many bytes of keys and values it holds.
+const RING_BYTES: usize = 16 * 1024 * 1024;
+
+/// What one entry of the log wrote.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The index of the entry.
+    pub index: u64,
+    /// Its writes, in order.
+    pub changes: Arc<[Change]>,
+}
+
+/// The changes asked for are no longer kept, because the caller was too slow or a snapshot has replaced the state. Read the
+/// view, and go on from its index.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the changes after index {asked} are no longer kept; they begin after {kept}")]
+pub struct Lagged {
+    /// Where the caller stood.
+    pub asked: u64,
+    /// After which index changes are kept.
+    pub kept: u64,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    batches: VecDeque<Batch>,
+    bytes: usize,
+    /// Changes after this index are all here.
+    after: u64,
+}
+
+fn size(changes: &[Change]) -> usize {
+    let size = |(key, record): &Change| key.key.len() + record.as_ref().map_or(0, |record| record.value.len());
+    changes.iter().map(size).sum::<usize>() + size_of::<Batch>()
+}
+
+impl Ring {
+    fn push(&mut self, batch: Batch) {
+        self.bytes += size(&batch.changes);
+        self.batches.push_back(batch);
+        while self.batches.len() > RING_ENTRIES || self.bytes > RING_BYTES {
+            let Some(oldest) = self.batches.pop_front() else { break };
+            self.bytes -= size(&oldest.changes);
+            self.after = oldest.index;
+        }
+    }
+
+    fn since(&self, index: u64, limit: usize) -> Result<Vec<Batch>, Lagged> {
+        if index < self.after {
+            return Err(Lagged { asked: index, kept: self.after });
+        }
+        let first = self.batches.partition_point(|batch| batch.index <= index);
+        Ok(self.batches.range(first..).take(limit).cloned().collect())
+    }
+}
+
+/// A view and the moment at which it became the newest.
+#[derive(Debug)]
+struct Seen {
+    view: View,
+    at: Instant,
+}
+
+/// Where the state machine shows what it has done. Readers never wait for it.
+#[derive(Debug)]
+pub struct Published {
+    newest: ArcSwap<Seen>,
+    index: watch::Sender<u64>,
+    ring: Mutex<Ring>,
+}
+
+impl Published {
+    /// Begins with this view; changes are kept from here on.
+    #[must_use]
+    pub fn new(view: View) -> Self {
+        let index = view.index();
+        Self {
+            newest: ArcSwap::from_pointee(Seen { view, at: Instant::now() }),
+            index: watch::Sender::new(index),
+            ring: Mutex::new(Ring { after: index, ..Ring::default() }),
+        }
+    }
+
+    // Nothing can panic while it is held.
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows the state after one more entry, before that entry is answered.
+    pub fn publish(&self, view: View, changes: &[Change]) {
+        let index = view.index();
+        if !changes.is_empty() {
+            self.ring().push(Batch { index, changes: changes.into() });
+        }
+        self.show(view);
+    }
+
+    /// Shows a state that replaces the one before. Whoever follows the changes has to start over.
+    pub fn replace(&self, view: View) {
+        *self.ring() = Ring { after: view.index(), ..Ring::default() };
+        self.show(view);
+    }
+
+    fn show(&self, view: View) {
+        let index = view.index();
+        self.newest.store(Arc::new(Seen { view, at: Instant::now() }));
+        self.index.send_replace(index);
+    }
+
+    /// The newest view.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.newest.load().view.clone()
+    }
+
+    /// How long ago the newest view became the newest.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.newest.load().at.elapsed()
+    }
+
+    /// The time of the log as it would be stamped now: the newest stamp and what has passed since it was seen here. What
+    /// expires between two entries is judged by it.
+    ///
+    /// # Errors
+    /// When the state is damaged.
+    pub fn time(&self) -> Result<LogTime, Damaged> {
+        let seen = self.newest.load();
+        let passed = u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(LogTime(seen.view.time()?.0.saturating_add(passed)))
+    }
+
+    /// Waits until the state has reached this index.
+    pub async fn reached(&self, index: u64) -> View {
+        // The sender lives as long as `self`, so this never fails.
+        let _ = self.index.subscribe().wait_for(|reached| *reached >= index).await;
+        self.view()
+    }
+
+    /// Follows the changes after this index.
+    #[must_use]
+    pub fn changes(self: &Arc<Self>, after: u64) -> Changes {
+        Changes { published: Arc::clone(self), index: self.index.subscribe(), after }
+    }
+}
+
+/// A follower of the changes.
+#[derive(Debug)]
+pub struct Changes {
+    published: Arc<Published>,
+    index: watch::Receiver<u64>,
+    after: u64,
+}
+
+impl Changes {
+    /// How many entries are handed out at once.
+    const AT_ONCE: usize = 256;
+
+    /// The next changes, in order and without a gap; waits until there are some.
+    ///
+    /// # Errors
+    /// [`Lagged`] when some are missing. The next call goes on from the newest view.
+    pub async fn next(&mut self) -> Result<Vec<Batch>, Lagged> {
+        loop {
+            let reached = *self.index.borrow_and_update();
+            let batches = self.published.ring().since(self.after, Self::AT_ONCE);
+            match batches {
+                Ok(batches) if batches.is_empty() => self.after = self.after.max(reached),
+                Ok(batches) => {
+                    self.after = batches.last().map_or(self.after, |batch| batch.index);
+                    return Ok(batches);
+                }
+                Err(lagged) => {
+                    self.after = self.published.view().index();
+                    return Err(lagged);
+                }
+            }
+            // The sender lives as long as `published`.
+            let _ = self.index.changed().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::ids::NodeId;
+    use crate::state::{TableId, Tables};
+    use crate::storage::{Applied, LogId};
+
+    struct Writer {
+        tables: Tables,
+        index: u64,
+        published: Arc<Published>,
+    }
+
+    impl Writer {
+        fn new() -> Self {
+            let published = Arc::new(Published::new(View::default()));
+            Self { tables: Tables::default(), index: 0, published }
+        }
+
+        fn view(&self) -> View {
+            let log_id = LogId { term: 1, node: NodeId(1), index: self.index };
+            View::new(&self.tables, &Applied { log_id: Some(log_id), ..Applied::default() })
+        }
+
+        fn write(&mut self, bytes: usize) {
+            self.index += 1;
+            self.tables.put(TableId(99), self.index.to_be_bytes().to_vec(), vec![0; bytes], self.index);
+            let changes = self.tables.take_changes();
+            self.published.publish(self.view(), &changes);
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_come_in_order_and_without_a_gap() {
+        let mut writer = Writer::new();
+        let mut changes = writer.published.changes(0);
+        (0..600).for_each(|_| writer.write(1));
+        let mut seen = Vec::new();
+        while seen.len() < 600 {
+            seen.extend(changes.next().await.expect("nothing is missing").into_iter().map(|batch| batch.index));
+        }
+        assert_eq!(seen, (1..=600).collect::<Vec<_>>());
+        let waiting = tokio::spawn(async move { changes.next().await });
+        writer.write(1);
+        let batches = waiting.await.expect("ends").expect("nothing is missing");
+        assert_eq!(batches.len(), 1);
+        assert_eq!(batches[0].changes[0].0.key, Bytes::copy_from_slice(&601_u64.to_be_bytes()));
+    }
+
+    #[tokio::test]
+    async fn a_slow_follower_is_told_and_the_ring_stays_bounded() {
+        let mut writer = Writer::new();
+        let mut changes = writer.published.changes(0);
+        let pieces = 20;
+        (0..pieces).for_each(|_| writer.write(RING_BYTES / 10));
+        assert!(writer.published.ring().bytes <= RING_BYTES);
+        let lagged = changes.next().await.expect_err("some are gone");
+        assert!(lagged.asked == 0 && lagged.kept > 0, "{lagged}");
+        writer.write(1);
+        let batches = changes.next().await.expect("goes on from the view");
+        assert_eq!(batches[0].index, pieces + 1);
+        // A snapshot replaces the state: whoever was behind it has to start over.
+        let mut behind = writer.published.changes(pieces);
+        writer.index += 10;
+        writer.published.replace(writer.view());
+        assert!(behind.next().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_reader_waits_until_the_state_is_there() {
+        let mut writer = Writer::new();
+        let published = Arc::clone(&writer.published);
+        let waiting = tokio::spawn(async move { published.reached(2).await.index() });
+        writer.write(1);
+        writer.write(1);
+        assert_eq!(waiting.await.expect("ends"), 2);
+    }
+}
