@@ -2,11 +2,11 @@
 
 .PHONY: run test bench soak
 
-# A release build, and what it can do.
+# A release build, and a fleet on this machine to try it on.
 run:
 	@tests/prepare build
 	cargo build --release --bin muster
-	@target/release/muster --help
+	@target/release/muster dev
 
 # Everything that proves something, and a table of what ran and what did not.
 test:

@@ -1,5 +1,6 @@
 //! The command line. The comments here are its manual.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -14,6 +15,8 @@ pub struct Cli {
     pub output: Output,
     #[command(flatten)]
     pub node: NodeArguments,
+    #[command(flatten)]
+    pub client: ClientArguments,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -31,9 +34,22 @@ pub struct NodeArguments {
     #[arg(long, value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
     /// What the program says on standard error, as a filter: "warn", "info", "muster_cluster=debug" [env: MUSTER_LOG]
-    /// [default: info].
+    /// [default: info,openraft=warn].
     #[arg(long, value_name = "FILTER", global = true)]
     pub log: Option<String>,
+}
+
+/// Which node a command talks to. By default it is the one of this machine, through the socket in its data directory, which
+/// lets in root and the user that the node runs as.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Client")]
+pub struct ClientArguments {
+    /// The API of a node, such as http://gpu1:8000.
+    #[arg(long, value_name = "URL", env = "MUSTER_ENDPOINT", global = true)]
+    pub endpoint: Option<String>,
+    /// The key to show there.
+    #[arg(long, value_name = "KEY", env = "MUSTER_TOKEN", hide_env_values = true, global = true)]
+    pub token: Option<String>,
 }
 
 /// The form of what is printed on standard output.
@@ -48,6 +64,33 @@ pub enum Output {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Runs a fleet of simulated machines in this process, to try Muster out.
+    Dev(DevArguments),
+    /// Makes this machine the first node of a new fleet. The node must not be running.
+    ///
+    /// Prints the administrator's token, a key for the gateway and the recovery key, once. The environment variable
+    /// MUSTER_ADMIN_TOKEN presets the token, with at least 20 characters.
+    Init(ServeArguments),
+    /// Runs the node of this machine.
+    ///
+    /// A node that belongs to no fleet waits until it does.
+    Serve {
+        #[command(flatten)]
+        serve: ServeArguments,
+        /// Found a new fleet first, as `muster init` does. Refused when this machine belongs to one.
+        #[arg(long)]
+        bootstrap: bool,
+    },
+    /// Who leads, who votes, and how far the node is.
+    Status,
+    /// The nodes of the fleet.
+    Nodes,
+    /// The model registry.
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Keys for people and programs.
+    #[command(subcommand)]
+    Credentials(CredentialsCommand),
     /// What this node is configured to do, and why.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -59,6 +102,104 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
+}
+
+/// What a node needs to serve. Each can also stand in the configuration file or in the environment, as MUSTER_API for --api.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServeArguments {
+    /// What the fleet calls this node [default: the machine's name].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Where the API listens [default: 127.0.0.1:8000].
+    #[arg(long, value_name = "ADDRESS")]
+    pub api: Option<SocketAddr>,
+    /// The host or address at which others reach this node [default: where the API listens].
+    #[arg(long, value_name = "HOST")]
+    pub advertise: Option<String>,
+    /// Serve without TLS although strangers can reach the address.
+    #[arg(long)]
+    pub insecure_http: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DevArguments {
+    /// The first port: the API of the node. 0 takes a free one.
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub base_port: u16,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// Lists every model, newest first.
+    List,
+    /// Shows one model.
+    Get {
+        /// Its id or exact name.
+        model: String,
+    },
+    /// Registers a model.
+    Add(AddModel),
+    /// Removes a model.
+    Rm {
+        /// Its id or exact name.
+        model: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct AddModel {
+    /// What people call it.
+    pub name: String,
+    /// The provider: openai-compatible for Ollama, vLLM, Groq, LM Studio and their like.
+    #[arg(long, default_value = "openai-compatible")]
+    pub provider: String,
+    /// What the provider calls it.
+    #[arg(long, value_name = "ID")]
+    pub model_id: String,
+    /// Where it is reached; with /v1 if the backend needs it.
+    #[arg(long, value_name = "URL")]
+    pub base_url: Option<String>,
+    /// What it is.
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+    /// A file with the provider's key; - for standard input. It is sealed and never shown again.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CredentialsCommand {
+    /// Lists every credential.
+    List,
+    /// Makes a credential and prints its key, once.
+    Create {
+        /// What it is for.
+        label: String,
+        /// What may be done with it: admin, operator, viewer, or gateway for calling models.
+        #[arg(long, value_enum)]
+        role: KeyRole,
+        /// How many seconds it lives [default: until it is removed].
+        #[arg(long, value_name = "SECONDS")]
+        ttl: Option<u64>,
+    },
+    /// Revokes a credential.
+    Rm {
+        /// Its number.
+        id: u64,
+    },
+}
+
+/// What a key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeyRole {
+    /// Everything.
+    Admin,
+    /// Deployments and nodes.
+    Operator,
+    /// Reading.
+    Viewer,
+    /// Calling models.
+    Gateway,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,6 @@
 //! The configuration of this node: flags, environment, file and defaults, in this order, with the origin of every value.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use figment::error::Kind;
@@ -8,7 +9,7 @@ use figment::{Figment, Metadata, Profile, Provider, Source, value};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::NodeArguments;
+use crate::cli::{NodeArguments, ServeArguments};
 use crate::exit::Failure;
 
 const PREFIX: &str = "MUSTER_";
@@ -20,12 +21,37 @@ const FILE_VARIABLE: &str = "MUSTER_CONFIG";
 pub struct Values {
     /// Where the node keeps its data. `/var/lib/muster` as root, else `~/.local/share/muster`.
     pub data_dir: PathBuf,
-    /// What the program says on standard error, as a filter of `tracing`. `info`.
+    /// What the program says on standard error, as a filter of `tracing`. `info,openraft=warn`.
     pub log: String,
+    /// What the fleet calls this node. The machine's name.
+    pub name: String,
+    /// The address of the API. `127.0.0.1:8000`.
+    pub api: SocketAddr,
+    /// The host or address at which others reach this node; empty: the address of the API.
+    pub advertise: String,
+    /// Who is let in without a credential: `required` nobody, `none` everybody, as administrator. `required`.
+    pub auth_mode: AuthMode,
+    /// Whether the API may be served without TLS where strangers can reach it. `false`.
+    pub insecure_http: bool,
+    /// The longest body of a request to `/api/*`, in bytes. 1048576.
+    pub body_limit: usize,
+}
+
+/// Who is let in without a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    /// Nobody.
+    Required,
+    /// Everybody, as administrator.
+    None,
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 2] = ["data_dir", "log"];
+const KEYS: [&str; 8] = ["data_dir", "log", "name", "api", "advertise", "auth_mode", "insecure_http", "body_limit"];
+
+/// The bounds of `body_limit`.
+const BODY_LIMITS: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024 * 1024;
 
 /// The effective configuration and where it came from.
 #[derive(Debug)]
@@ -49,18 +75,21 @@ pub struct Key {
 
 impl Config {
     /// Reads the configuration.
-    pub fn load(arguments: &NodeArguments) -> Result<Self, Failure> {
+    pub fn load(arguments: &NodeArguments, serve: Option<&ServeArguments>) -> Result<Self, Failure> {
         let mut figment = Figment::from(Named("default", Serialized::defaults(defaults())));
         let file = arguments.config.clone().or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
         if let Some(file) = file {
             figment = figment.merge(read_file(&file)?);
         }
         figment = figment.merge(Env::prefixed(PREFIX).only(&KEYS));
-        if let Some(directory) = &arguments.data_dir {
-            figment = figment.merge(Named("flag --data-dir", Serialized::default("data_dir", directory)));
-        }
-        if let Some(filter) = &arguments.log {
-            figment = figment.merge(Named("flag --log", Serialized::default("log", filter)));
+        figment = flag(figment, "flag --data-dir", "data_dir", arguments.data_dir.as_ref());
+        figment = flag(figment, "flag --log", "log", arguments.log.as_ref());
+        if let Some(serve) = serve {
+            figment = flag(figment, "flag --name", "name", serve.name.as_ref());
+            figment = flag(figment, "flag --api", "api", serve.api.as_ref());
+            figment = flag(figment, "flag --advertise", "advertise", serve.advertise.as_ref());
+            let insecure = serve.insecure_http.then_some(true);
+            figment = flag(figment, "flag --insecure-http", "insecure_http", insecure.as_ref());
         }
         let values: Values = figment.extract().map_err(|error| Failure::other(sentence(&error)))?;
         if let Err(why) = check_values(&values) {
@@ -74,6 +103,8 @@ impl Config {
     pub fn keys(&self) -> Vec<Key> {
         let value_of = |key| match self.figment.find_value(key) {
             Ok(value::Value::String(_, text)) => text,
+            Ok(value::Value::Bool(_, truth)) => truth.to_string(),
+            Ok(value::Value::Num(_, number)) => number.to_u128().map_or_else(String::new, |number| number.to_string()),
             Ok(other) => format!("{other:?}"),
             Err(_) => String::new(),
         };
@@ -86,6 +117,33 @@ impl Config {
     }
 }
 
+impl Values {
+    /// Host and port at which others reach the API of this node, once it is known where it listens.
+    pub fn advertised(&self, listening: SocketAddr) -> String {
+        match self.advertise.parse::<IpAddr>() {
+            Ok(IpAddr::V6(address)) => format!("[{address}]:{}", listening.port()),
+            _ if self.advertise.is_empty() => listening.to_string(),
+            _ => format!("{}:{}", self.advertise, listening.port()),
+        }
+    }
+
+    /// Whether strangers may reach an API that is served here. Addresses of a tailnet are as private as the machine's own.
+    pub fn is_exposed(address: IpAddr) -> bool {
+        let tailnet = match address {
+            IpAddr::V4(address) => address.octets()[0] == 100 && (64..128).contains(&address.octets()[1]),
+            IpAddr::V6(address) => address.segments()[..3] == [0xfd7a, 0x115c, 0xa1e0],
+        };
+        !(address.is_loopback() || tailnet)
+    }
+}
+
+fn flag<T: Serialize>(figment: Figment, origin: &'static str, key: &str, value: Option<&T>) -> Figment {
+    match value {
+        Some(value) => figment.merge(Named(origin, Serialized::default(key, value))),
+        None => figment,
+    }
+}
+
 /// Checks a file on its own: every key known, every value of the right type.
 pub fn check_file(file: &Path) -> Result<(), Failure> {
     let figment = Figment::from(Serialized::defaults(defaults())).merge(read_file(file)?);
@@ -95,10 +153,21 @@ pub fn check_file(file: &Path) -> Result<(), Failure> {
 
 /// What a type can not say.
 fn check_values(values: &Values) -> Result<(), String> {
-    match EnvFilter::try_new(&values.log) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!("log = {:?} is not a filter: {error}", values.log)),
+    if let Err(error) = EnvFilter::try_new(&values.log) {
+        return Err(format!("log = {:?} is not a filter: {error}", values.log));
     }
+    let plain = |text: &str| text.len() <= 253 && text.chars().all(|c| c.is_ascii_graphic());
+    if values.name.is_empty() || !plain(&values.name) {
+        return Err(format!("name = {:?} must have 1 to 253 visible ASCII characters without blanks", values.name));
+    }
+    if !plain(&values.advertise) || values.advertise.contains('/') {
+        return Err(format!("advertise = {:?} is neither a host nor an address", values.advertise));
+    }
+    if !BODY_LIMITS.contains(&values.body_limit) {
+        let (least, most) = (BODY_LIMITS.start(), BODY_LIMITS.end());
+        return Err(format!("body_limit = {} must be from {least} to {most}", values.body_limit));
+    }
+    Ok(())
 }
 
 fn read_file(file: &Path) -> Result<figment::providers::Data<Toml>, Failure> {
@@ -111,14 +180,30 @@ fn read_file(file: &Path) -> Result<figment::providers::Data<Toml>, Failure> {
 }
 
 fn defaults() -> Values {
-    Values { data_dir: default_data_dir(), log: "info".to_owned() }
+    Values {
+        data_dir: default_data_dir("muster"),
+        log: "info,openraft=warn".to_owned(),
+        name: host_name(),
+        api: SocketAddr::from(([127, 0, 0, 1], 8000)),
+        advertise: String::new(),
+        auth_mode: AuthMode::Required,
+        insecure_http: false,
+        body_limit: 1024 * 1024,
+    }
 }
 
-fn default_data_dir() -> PathBuf {
+fn host_name() -> String {
+    let system = rustix::system::uname();
+    let name = system.nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "node".to_owned() } else { name }
+}
+
+/// Where data is kept under this name unless somebody says otherwise.
+pub fn default_data_dir(name: &str) -> PathBuf {
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     match home {
-        Some(home) if !rustix::process::geteuid().is_root() => home.join(".local/share/muster"),
-        _ => PathBuf::from("/var/lib/muster"),
+        Some(home) if !rustix::process::geteuid().is_root() => home.join(".local/share").join(name),
+        _ => Path::new("/var/lib").join(name),
     }
 }
 
@@ -152,5 +237,36 @@ impl<P: Provider> Provider for Named<P> {
 
     fn data(&self) -> Result<value::Map<Profile, value::Dict>, figment::Error> {
         self.1.data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_and_the_tailnet_are_private() {
+        for (address, exposed) in [
+            ("127.0.0.1", false),
+            ("::1", false),
+            ("100.64.0.1", false),
+            ("100.127.255.254", false),
+            ("fd7a:115c:a1e0::5", false),
+            ("100.128.0.1", true),
+            ("0.0.0.0", true),
+            ("192.168.1.1", true),
+            ("::", true),
+        ] {
+            assert_eq!(Values::is_exposed(address.parse().expect("an address")), exposed, "{address}");
+        }
+    }
+
+    #[test]
+    fn others_are_told_where_the_api_really_is() {
+        let listening = SocketAddr::from(([127, 0, 0, 1], 8123));
+        let values = |advertise: &str| Values { advertise: advertise.to_owned(), ..defaults() };
+        assert_eq!(values("").advertised(listening), "127.0.0.1:8123");
+        assert_eq!(values("gpu1.lab").advertised(listening), "gpu1.lab:8123");
+        assert_eq!(values("fd7a::1").advertised(listening), "[fd7a::1]:8123");
     }
 }

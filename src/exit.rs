@@ -15,6 +15,8 @@ enum Kind {
     Other,
     Usage,
     NotFound,
+    Denied,
+    NoQuorum,
 }
 
 impl Failure {
@@ -33,12 +35,24 @@ impl Failure {
         Self { kind: Kind::NotFound, message: message.into() }
     }
 
+    /// It may not be done with this credential.
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Denied, message: message.into() }
+    }
+
+    /// Too few voters of the fleet are up.
+    pub fn no_quorum(message: impl Into<String>) -> Self {
+        Self { kind: Kind::NoQuorum, message: message.into() }
+    }
+
     /// The code that scripts see.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self.kind {
             Kind::Other => 1,
             Kind::Usage => 2,
             Kind::NotFound => 3,
+            Kind::Denied => 4,
+            Kind::NoQuorum => 5,
         })
     }
 }

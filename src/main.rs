@@ -1,9 +1,11 @@
 //! The `muster` binary: command line, configuration, and the wiring of the crates.
 
 mod cli;
+mod client;
 mod commands;
 mod config;
 mod exit;
+mod node;
 mod output;
 
 use std::process::ExitCode;
@@ -11,7 +13,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, ConfigCommand, OperatorCommand};
+use crate::cli::{Cli, Command, ConfigCommand, OperatorCommand, ServeArguments};
+use crate::client::Client;
 use crate::config::Config;
 use crate::exit::Failure;
 
@@ -32,13 +35,29 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Config(ConfigCommand::Check { file }) = &cli.command {
         return commands::config::check(file);
     }
-    let config = Config::load(&cli.node)?;
+    let config = Config::load(&cli.node, serve_arguments(&cli.command))?;
     start_log(&config)?;
-    match cli.command {
-        Command::Config(ConfigCommand::Show) => commands::config::show(&config, cli.output),
-        Command::Operator(OperatorCommand::CheckStorage) => commands::storage::check(&config, cli.output),
+    let output = cli.output;
+    let client = || Client::new(&cli.client, &config.values.data_dir);
+    match &cli.command {
+        Command::Dev(arguments) => commands::dev::run(arguments, &cli.node, output),
+        Command::Init(_) => commands::serve::init(&config, output),
+        Command::Serve { bootstrap, .. } => commands::serve::run(&config, *bootstrap, output),
+        Command::Status => commands::client::status(&client()?, output),
+        Command::Nodes => commands::client::nodes(&client()?, output),
+        Command::Models(command) => commands::client::models(&client()?, command, output),
+        Command::Credentials(command) => commands::client::credentials(&client()?, command, output),
+        Command::Config(ConfigCommand::Show) => commands::config::show(&config, output),
+        Command::Operator(OperatorCommand::CheckStorage) => commands::storage::check(&config, output),
         // Answered above, because neither needs a configuration that loads.
         Command::Completion { .. } | Command::Config(ConfigCommand::Check { .. }) => Ok(()),
+    }
+}
+
+fn serve_arguments(command: &Command) -> Option<&ServeArguments> {
+    match command {
+        Command::Init(serve) | Command::Serve { serve, .. } => Some(serve),
+        _ => None,
     }
 }
 

@@ -1,2 +1,18 @@
 //! What the outside world talks to: REST, the OpenAI-compatible gateway, the agents' and dashboards' WebSockets. It reaches
 //! another node's machine only through the agent's RPC client.
+//!
+//! Open first: `rest` for the routes, `error` for what an error becomes, `request` for what handlers take from a request.
+
+mod auth;
+mod context;
+pub mod docs;
+mod error;
+mod fields;
+mod metrics;
+mod request;
+mod rest;
+pub mod server;
+mod state;
+
+pub use rest::{openapi, service};
+pub use state::{ApiOptions, ApiState, AuthMode, Member, Phase, UNCONFIGURED};

@@ -1,5 +1,8 @@
-//! One module for each command.
+//! What each command does.
 
+pub mod client;
 pub mod completion;
 pub mod config;
+pub mod dev;
+pub mod serve;
 pub mod storage;

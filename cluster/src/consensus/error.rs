@@ -26,8 +26,13 @@ pub enum ProposeError {
     #[error("node {0} leads")]
     NotLeader(NodeId),
     /// Nobody knows whether it was done. A repetition with the same identity is safe.
-    #[error("no answer within {0:?}; it may have been done")]
-    Unknown(Duration),
+    #[error("no answer within {waited:?}; it may have been done")]
+    Unknown {
+        /// How long it was waited for; zero when the leader changed on the way.
+        waited: Duration,
+        /// The identity of the write as text, if it has one (see [`crate::consensus::retry_key`]).
+        retry_key: Option<String>,
+    },
     /// The node has stopped.
     #[error("this node has stopped: {0}")]
     Stopped(String),

@@ -17,6 +17,6 @@ mod restart;
 pub use config::{Answer, Proposal, TypeConfig};
 pub use error::{ProposeError, ReadError};
 pub use log_store::LogStore;
-pub use raft::{Consensus, MAX_COMMAND, Options, Role, Status};
+pub use raft::{Consensus, MAX_COMMAND, Options, Role, Status, parse_retry_key, retry_key};
 pub use state_machine::{SnapshotBuilder, StateMachine};
 pub use timing::Timing;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Instant, Raft, ReadPolicy, ServerState, SnapshotPolicy};
@@ -193,10 +194,11 @@ impl Consensus {
         &self.published
     }
 
-    /// Who and when: what makes a write recognisable when it is repeated without a key of the caller's.
+    /// Writes, at most once: a write that names no identity of its own gets the next one of this process, and is
+    /// recognised by it if it comes again.
     ///
     /// # Errors
-    /// [`ProposeError::Overloaded`] when too many writes are under way.
+    /// See [`ProposeError`].
     pub async fn propose(&self, origin: Origin, body: command::Body) -> Result<Answer, ProposeError> {
         let write = self.writes.begin().ok_or(ProposeError::Overloaded)?;
         let mut origin = origin;
@@ -218,6 +220,7 @@ impl Consensus {
     }
 
     async fn write(&self, origin: Origin, body: command::Body) -> Result<Answer, ProposeError> {
+        let retry_key = origin.once.as_ref().and_then(retry_key);
         let command = Command { time_ms: self.clock.now_ms(), origin: Some(origin), body: Some(body) };
         let command = command.encode_to_vec();
         if command.len() > MAX_COMMAND {
@@ -225,9 +228,9 @@ impl Consensus {
         }
         let writing = self.raft.client_write(Proposal(command.into()));
         match tokio::time::timeout(WRITE_LIMIT, writing).await {
-            Err(_) => Err(ProposeError::Unknown(WRITE_LIMIT)),
+            Err(_) => Err(ProposeError::Unknown { waited: WRITE_LIMIT, retry_key }),
             Ok(Ok(done)) => Answer::decode(done.data.0).map_err(|error| ProposeError::Answer(error.to_string())),
-            Ok(Err(error)) => Err(write_error(error)),
+            Ok(Err(error)) => Err(write_error(error, retry_key)),
         }
     }
 
@@ -336,6 +339,25 @@ impl Consensus {
     }
 }
 
+const RETRY_PREFIX: &str = "muster-";
+
+/// The identity of a write of a process, as a text that a caller can repeat it with. A caller's own key it knows itself.
+#[must_use]
+pub fn retry_key(once: &Once) -> Option<String> {
+    match once.who.as_ref()? {
+        once::Who::Client(client) => Some(format!("{RETRY_PREFIX}{}-{}", HEXLOWER.encode(&client.client), client.seq)),
+        once::Who::Key(_) => None,
+    }
+}
+
+/// The write that such a text names, or `None` if it is a key of the caller's own.
+#[must_use]
+pub fn parse_retry_key(text: &str) -> Option<ClientSeq> {
+    let (client, seq) = text.strip_prefix(RETRY_PREFIX)?.split_once('-')?;
+    let client = HEXLOWER.decode(client.as_bytes()).ok().filter(|client| client.len() == 16)?;
+    Some(ClientSeq { client: client.into(), seq: seq.parse().ok()? })
+}
+
 fn role(state: ServerState, term: u64, stopped: bool) -> Role {
     match state {
         _ if stopped => Role::Stopped,
@@ -350,10 +372,10 @@ fn elsewhere(forward: &ForwardToLeader<TypeConfig>) -> ProposeError {
     forward.leader_id.map_or(ProposeError::NoLeader, ProposeError::NotLeader)
 }
 
-fn write_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ProposeError {
+fn write_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>, retry_key: Option<String>) -> ProposeError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => elsewhere(&forward),
-        RaftError::APIError(_) => ProposeError::Unknown(Duration::ZERO),
+        RaftError::APIError(_) => ProposeError::Unknown { waited: Duration::ZERO, retry_key },
         RaftError::Fatal(fatal) => ProposeError::Stopped(fatal.to_string()),
     }
 }

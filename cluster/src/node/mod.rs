@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use found::{Founding, FoundingError, FoundingOptions, found};
+pub use found::{Founding, FoundingError, FoundingOptions, MIN_KEY, found, prefix};
 pub use identity::{Identity, IdentityError, Stage};
 
 use crate::clock::Clock;

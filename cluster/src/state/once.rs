@@ -8,7 +8,8 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::step::{Damaged, Row, Step, Stop, refused};
+use super::step::{Damaged, Row, Step, Stop, read, refused};
+use super::tables::Tables;
 use super::view::View;
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
@@ -61,15 +62,20 @@ fn marker_key(once: &Once) -> Option<Vec<u8>> {
 /// The first answer, if this write is a repetition.
 pub(super) fn recall(step: &Step<'_>) -> Result<Option<rows::Answer>, Stop> {
     let Some(once) = &step.origin.once else { return Ok(None) };
+    match look_up(step.tables, once)? {
+        None => beyond_the_window(step, once).map(|()| None),
+        first => Ok(first),
+    }
+}
+
+fn look_up(tables: &Tables, once: &Once) -> Result<Option<rows::Answer>, Stop> {
     let Some(key) = marker_key(once) else { return Ok(None) };
-    let Some(marker) = step.get::<Marker>(&key)? else {
-        return beyond_the_window(step, once).map(|()| None);
-    };
+    let Some(marker) = read::<Marker>(tables, &key)? else { return Ok(None) };
     if marker.row.body_hash != once.body_hash {
         let why = "this Idempotency-Key was used with another body";
         return Err(refused(RefusalKind::KeyReused, why));
     }
-    if marker.row.secret && step.tables.aside(&key).is_none() {
+    if marker.row.secret && tables.aside(&key).is_none() {
         let why = "it was done, and its secret answer is no longer kept";
         return Err(refused(RefusalKind::AnswerGone, why));
     }
@@ -138,6 +144,21 @@ pub fn is_over(key: &[u8], marker: &Marker, now: LogTime) -> bool {
 }
 
 impl View {
+    /// The answer of a write that has been done already, or the refusal that its repetition meets; `None` if it has not been
+    /// done.
+    ///
+    /// # Errors
+    /// When a row is damaged.
+    pub fn first_answer(&self, once: &Once) -> Result<Option<rows::Answer>, Damaged> {
+        match look_up(self.tables(), once) {
+            Ok(answer) => Ok(answer),
+            Err(Stop::Damaged(damaged)) => Err(damaged),
+            Err(Stop::Refused(refusal)) => {
+                Ok(Some(rows::Answer { index: 0, replayed: true, outcome: Some(Outcome::Refusal(refusal)) }))
+            }
+        }
+    }
+
     /// The secret part of the answer to a write that is being repeated, if it is still there.
     #[must_use]
     pub fn secret_answer(&self, once: &Once) -> Option<Sealed> {

@@ -1,0 +1,153 @@
+//! The REST API of `:8000`, put together. One module for each resource, thin: validate, propose or read, answer.
+
+mod audit;
+mod cluster;
+mod credentials;
+mod health;
+mod models;
+mod nodes;
+mod settings;
+
+use axum::Router;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use tower::Layer;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::normalize_path::{NormalizePath, NormalizePathLayer};
+use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{IntoParams, Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::auth::{guard, guard_pages};
+use crate::context::with_context;
+use crate::docs;
+use crate::error::ApiError;
+use crate::request::{no_route, panicked};
+use crate::state::ApiState;
+
+/// The part of a list.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "the description of the parameters")]
+struct ListParams {
+    /// At most so many items, 1 to 1000.
+    limit: Option<u64>,
+    /// Go on after this place, as the header `Link` of the page before named it.
+    after: Option<u64>,
+}
+
+/// How new the answer must be.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "the description of the parameters")]
+struct ReadParams {
+    /// `linearizable` (default): everything acknowledged before is in it. `local`: what this node has, at once, also without
+    /// a quorum; the headers say how old that may be.
+    consistency: Option<String>,
+}
+
+/// What guards a write.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "the description of the parameters")]
+struct WriteParams {
+    /// A repetition with the same key is done once and gets the first answer.
+    #[param(rename = "Idempotency-Key")]
+    idempotency_key: Option<String>,
+    /// Only if it is still at one of these versions (`ETag`).
+    #[param(rename = "If-Match")]
+    if_match: Option<String>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Muster", description = "A fleet of GPU machines that acts as one. Every node serves this API alike."),
+    modifiers(&Security),
+    security(("bearer" = []), ("key" = [])),
+    servers((url = "/"))
+)]
+struct Description;
+
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut Document) {
+        let components = document.components.get_or_insert_default();
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        let key = ApiKey::Header(ApiKeyValue::new("x-api-key"));
+        components.add_security_scheme("key", SecurityScheme::ApiKey(key));
+    }
+}
+
+fn described(state: &ApiState) -> (Router<ApiState>, Document) {
+    let resources = OpenApiRouter::new()
+        .merge(models::router())
+        .merge(nodes::router())
+        .merge(settings::router())
+        .merge(cluster::router())
+        .merge(credentials::router())
+        .merge(audit::router())
+        .fallback(no_route)
+        .layer(middleware::from_fn_with_state(state.clone(), guard));
+    let pages = health::guarded().layer(middleware::from_fn_with_state(state.clone(), guard_pages));
+    OpenApiRouter::with_openapi(Description::openapi())
+        .merge(health::open())
+        .merge(pages)
+        .nest("/api", resources)
+        .split_for_parts()
+}
+
+async fn wrong_method() -> Response {
+    ApiError::MethodNotAllowed.into_response()
+}
+
+/// The description of the API: OpenAPI, in JSON. It is kept in `api/openapi.json`, so that a change shows.
+///
+/// # Errors
+/// When it has no JSON form.
+pub fn openapi() -> Result<String, serde_json::Error> {
+    let (_, phase) = tokio::sync::watch::channel(crate::state::Phase::Unconfigured);
+    let (_, document) = described(&ApiState::new(phase, crate::state::ApiOptions::default()));
+    document.to_pretty_json()
+}
+
+/// The whole API as a service: routes work with and without a trailing slash.
+#[must_use]
+pub fn service(state: ApiState) -> NormalizePath<Router> {
+    let (routes, document) = described(&state);
+    let document = Bytes::from(document.to_json().unwrap_or_default());
+    let pages = docs::router(document).layer(middleware::from_fn_with_state(state.clone(), guard_pages));
+    let router = routes
+        .merge(pages)
+        .route("/api/health", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }))
+        .fallback(no_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(state.clone(), with_context))
+        .with_state(state);
+    NormalizePathLayer::trim_trailing_slash().layer(router)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::openapi;
+
+    /// The description lies in the repository, so that a change of the API shows in a change of that file.
+    #[test]
+    fn the_description_in_the_repository_is_the_one_that_is_served() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
+        let served = format!("{}\n", openapi().expect("a description"));
+        if std::env::var_os("MUSTER_WRITE_OPENAPI").is_some() {
+            std::fs::write(path, &served).expect("writes");
+        }
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            kept == served,
+            "api/openapi.json is out of date; MUSTER_WRITE_OPENAPI=1 cargo nextest run -p muster-api writes it"
+        );
+    }
+}

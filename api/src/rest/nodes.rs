@@ -1,0 +1,119 @@
+//! `/api/nodes`: the nodes of the fleet (seed 004).
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use muster_cluster::ids::NodeId;
+use muster_cluster::rows::Node;
+use muster_cluster::state::Stored;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::error::{ApiError, ErrorBody};
+use crate::request::{Page, Paged, Read, tagged, time};
+use crate::state::{ApiState, Member};
+
+/// A node of the fleet.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct NodeRead {
+    /// Its number; never given to another.
+    id: u64,
+    /// Its name.
+    hostname: String,
+    /// The same as `hostname`.
+    name: String,
+    /// Where others reach it.
+    ip_address: String,
+    /// The port of its API.
+    port: u16,
+    /// `online`, or `unknown` for a node that this one has no word of.
+    #[schema(example = "online")]
+    status: &'static str,
+    /// What it does in the fleet: `leader`, `voter` or `standby`.
+    #[schema(example = "voter")]
+    role: &'static str,
+    /// The running version.
+    version: String,
+    /// When it joined.
+    created_at: String,
+    #[serde(rename = "createdIndex")]
+    created_index: u64,
+    /// The version of this record: what `ETag` says.
+    #[serde(rename = "modIndex")]
+    mod_index: u64,
+}
+
+/// Host and port of an address as a node reports it.
+pub(super) fn split_address(address: &str) -> (String, u16) {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(0))
+}
+
+impl NodeRead {
+    fn of(member: &Member, stored: Stored<Node>) -> Self {
+        let Stored { row, mod_index } = stored;
+        let (facts, status) = (row.facts.unwrap_or_default(), member.consensus.status());
+        let (ip_address, port) = split_address(&facts.api);
+        let id = NodeId(row.id);
+        let votes = status.voters.iter().any(|voters| voters.contains(&id));
+        let role = match () {
+            () if status.leader == Some(id) => "leader",
+            () if votes => "voter",
+            () => "standby",
+        };
+        Self {
+            id: row.id,
+            hostname: facts.name.clone(),
+            name: facts.name,
+            ip_address,
+            port,
+            status: if id == member.identity.node { "online" } else { "unknown" },
+            role,
+            version: facts.version,
+            created_at: time(row.created_ms),
+            created_index: row.created_index,
+            mod_index,
+        }
+    }
+}
+
+/// Every node of the fleet.
+#[utoipa::path(get, path = "/nodes", tag = "nodes", params(super::ListParams, super::ReadParams),
+    responses((status = 200, body = Vec<NodeRead>), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn list(State(state): State<ApiState>, read: Read, page: Page) -> Result<Response, ApiError> {
+    let member = state.member()?;
+    let after = page.after().unwrap_or(0);
+    let rest = read.view.nodes()?.into_iter().filter(|node| node.row.id > after);
+    let (nodes, link) = page.of(rest.map(|node| (node.row.id, NodeRead::of(&member, node)))).into_parts();
+    Ok(Paged::<NodeRead>::answer(link, read.answer(Json(nodes))))
+}
+
+/// One node.
+#[utoipa::path(get, path = "/nodes/{id}", tag = "nodes", params(("id" = u64, Path, description = "number"), super::ReadParams),
+    responses((status = 200, body = NodeRead), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn get(State(state): State<ApiState>, Path(id): Path<String>, read: Read) -> Result<Response, ApiError> {
+    let member = state.member()?;
+    let number = id.parse().map(NodeId).map_err(|_| ApiError::field("id", "must be a number"))?;
+    let missing = || ApiError::NotFound(format!("there is no node {number}"));
+    let node = read.view.node(number)?.ok_or_else(missing)?;
+    Ok(read.answer(tagged(node.mod_index, Json(NodeRead::of(&member, node)))))
+}
+
+/// The routes.
+pub(super) fn router() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_address;
+
+    #[test]
+    fn addresses_are_taken_apart() {
+        assert_eq!(split_address("127.0.0.1:8000"), ("127.0.0.1".to_owned(), 8000));
+        assert_eq!(split_address("[::1]:80"), ("::1".to_owned(), 80));
+        assert_eq!(split_address("host"), ("host".to_owned(), 0));
+    }
+}

@@ -1,0 +1,114 @@
+//! What the handlers work with.
+
+use std::sync::Arc;
+
+use muster_cluster::consensus::Consensus;
+use muster_cluster::node::{Identity, Node};
+use muster_cluster::sealing::Keyring;
+use tokio::sync::watch;
+
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+
+/// Where this node is in its life.
+#[derive(Clone)]
+pub enum Phase {
+    /// It is opening its data and catching up.
+    Starting,
+    /// It belongs to no fleet.
+    Unconfigured,
+    /// It belongs to a fleet and works.
+    Member(Member),
+    /// It can not go on.
+    Stopped(String),
+}
+
+/// The parts of a running node that the API needs.
+#[derive(Clone)]
+pub struct Member {
+    /// The replicated log and state.
+    pub consensus: Arc<Consensus>,
+    /// The fleet's keys.
+    pub keyring: Keyring,
+    /// Who the node is.
+    pub identity: Identity,
+}
+
+impl Member {
+    /// The parts of this node.
+    #[must_use]
+    pub fn of(node: &Node) -> Self {
+        Self {
+            consensus: Arc::clone(node.consensus()),
+            keyring: node.keyring().clone(),
+            identity: node.identity().clone(),
+        }
+    }
+}
+
+/// Who is let in without a credential.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuthMode {
+    /// Nobody.
+    #[default]
+    Required,
+    /// Everybody, as administrator: the trusted network of seed 004. Not to be used where strangers can reach the node.
+    None,
+}
+
+/// Settings of the API on this node.
+#[derive(Clone, Copy, Debug)]
+pub struct ApiOptions {
+    /// Who is let in without a credential.
+    pub auth: AuthMode,
+    /// The longest body of a request to `/api/*`, in bytes.
+    pub body_limit: usize,
+    /// The user that this process runs as: it and root are administrators on the local socket.
+    pub own_uid: Option<u32>,
+}
+
+impl Default for ApiOptions {
+    fn default() -> Self {
+        Self { auth: AuthMode::Required, body_limit: 1024 * 1024, own_uid: None }
+    }
+}
+
+/// What every handler can get at. Clones share it.
+#[derive(Clone)]
+pub struct ApiState {
+    phase: watch::Receiver<Phase>,
+    /// Settings of the API on this node.
+    pub options: ApiOptions,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl ApiState {
+    /// The state of an API whose node is in this phase.
+    #[must_use]
+    pub fn new(phase: watch::Receiver<Phase>, options: ApiOptions) -> Self {
+        Self { phase, options, metrics: Arc::new(Metrics::default()) }
+    }
+
+    /// Where the node is in its life.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    /// The running node.
+    ///
+    /// # Errors
+    /// When it does not run, with the reason.
+    pub fn member(&self) -> Result<Member, ApiError> {
+        match self.phase() {
+            Phase::Member(member) => Ok(member),
+            Phase::Starting => Err(ApiError::NotReady("it is starting".to_owned())),
+            Phase::Unconfigured => Err(ApiError::NotReady(UNCONFIGURED.to_owned())),
+            Phase::Stopped(why) => Err(ApiError::NotReady(format!("it has stopped: {why}"))),
+        }
+    }
+}
+
+/// What a node says that belongs to no fleet.
+pub const UNCONFIGURED: &str = "it belongs to no fleet; found one with `muster init`";

@@ -1,0 +1,123 @@
+//! Talking to a node: through the socket in its data directory, or over the network with a key.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::{Client as Http, Method, StatusCode};
+use serde_json::Value;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::cli::ClientArguments;
+use crate::exit::Failure;
+use crate::node::socket_path;
+
+/// How long a command waits for an answer. A write may take ten seconds until its outcome is unknown.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A connection to a node.
+pub struct Client {
+    runtime: Runtime,
+    http: Http,
+    endpoint: String,
+    token: Option<String>,
+    socket: Option<PathBuf>,
+}
+
+impl Client {
+    /// Prepares to talk to the node that the arguments name, or to the one of this data directory.
+    pub fn new(arguments: &ClientArguments, data_dir: &Path) -> Result<Self, Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::other(format!("no connection can be made: {error}"));
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
+        let socket = arguments.endpoint.is_none().then(|| socket_path(data_dir));
+        let mut builder = Http::builder().timeout(LIMIT).no_proxy();
+        if let Some(socket) = &socket {
+            builder = builder.unix_socket(socket.clone());
+        }
+        let http = builder.build().map_err(|error| failed(&error))?;
+        let endpoint = arguments.endpoint.as_deref().unwrap_or("http://localhost").trim_end_matches('/').to_owned();
+        Ok(Self { runtime, http, endpoint, token: arguments.token.clone(), socket })
+    }
+
+    /// Asks for something.
+    pub fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.call(Method::GET, path, None)
+    }
+
+    /// Makes something.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.call(Method::POST, path, Some(body))
+    }
+
+    /// Removes something.
+    pub fn delete(&self, path: &str) -> Result<Value, Failure> {
+        self.call(Method::DELETE, path, None)
+    }
+
+    fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        let mut request = self.http.request(method, format!("{}{path}", self.endpoint));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        self.runtime.block_on(async {
+            let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+            let status = response.status();
+            let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+            let answer: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+            if status.is_success() { Ok(answer) } else { Err(refused(status, &answer)) }
+        })
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        let place = match &self.socket {
+            Some(socket) => format!("the node of this machine ({})", socket.display()),
+            None => self.endpoint.clone(),
+        };
+        // The innermost reason is the one that says something.
+        let chain = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+        let why = chain.last().map_or_else(String::new, ToString::to_string);
+        let hint = if self.socket.is_some() { "; is it running? --endpoint names another node" } else { "" };
+        Failure::other(format!("{place} can not be reached: {why}{hint}"))
+    }
+}
+
+/// What the node said, and the exit code that fits.
+fn refused(status: StatusCode, answer: &Value) -> Failure {
+    let text = |field: &str| answer.get(field).and_then(Value::as_str).unwrap_or_default();
+    let message = match (text("error"), text("detail")) {
+        ("", _) => format!("the node answered {status}"),
+        (error, "") => error.to_owned(),
+        (error, detail) => format!("{error}: {detail}"),
+    };
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failure::denied(message),
+        StatusCode::NOT_FOUND => Failure::not_found(message),
+        StatusCode::SERVICE_UNAVAILABLE if text("code") == "NO_QUORUM" => Failure::no_quorum(message),
+        _ => Failure::other(message),
+    }
+}
+
+/// A part of a path: everything that could end it is encoded.
+pub fn segment(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn a_name_stays_one_segment() {
+        assert_eq!(segment("Llama 3 (local)/x?#\u{e9}"), "Llama%203%20%28local%29%2Fx%3F%23%C3%A9");
+    }
+}
