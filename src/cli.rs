@@ -34,7 +34,7 @@ pub struct NodeArguments {
     #[arg(long, value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
     /// What the program says on standard error, as a filter: "warn", "info", "muster_cluster=debug" [env: MUSTER_LOG]
-    /// [default: info,openraft=warn].
+    /// [default: info,openraft=error].
     #[arg(long, value_name = "FILTER", global = true)]
     pub log: Option<String>,
 }
@@ -78,8 +78,10 @@ pub enum Command {
         #[command(flatten)]
         serve: ServeArguments,
         /// Found a new fleet first, as `muster init` does. Refused when this machine belongs to one.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "join")]
         bootstrap: bool,
+        #[command(flatten)]
+        join: JoinArguments,
     },
     /// Who leads, who votes, and how far the node is.
     Status,
@@ -91,6 +93,9 @@ pub enum Command {
     /// Keys for people and programs.
     #[command(subcommand)]
     Credentials(CredentialsCommand),
+    /// Lets other machines join the fleet.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// What this node is configured to do, and why.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -113,6 +118,9 @@ pub struct ServeArguments {
     /// Where the API listens [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS")]
     pub api: Option<SocketAddr>,
+    /// Where other nodes reach this one [default: 127.0.0.1:7946].
+    #[arg(long, value_name = "ADDRESS")]
+    pub mesh: Option<SocketAddr>,
     /// The host or address at which others reach this node [default: where the API listens].
     #[arg(long, value_name = "HOST")]
     pub advertise: Option<String>,
@@ -121,9 +129,27 @@ pub struct ServeArguments {
     pub insecure_http: bool,
 }
 
+/// How a node becomes a member of a fleet. A node that is one already needs none of it.
+#[derive(Clone, Debug, Default, Args)]
+#[group(id = "joining")]
+pub struct JoinArguments {
+    /// Join the fleet of these nodes: where their mesh listens, separated by commas.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub join: Vec<String>,
+    /// The token that `muster token create` printed on a member.
+    #[arg(long, value_name = "TOKEN", env = "MUSTER_JOIN_TOKEN", hide_env_values = true, requires = "join")]
+    pub join_token: Option<String>,
+    /// A file that holds the token.
+    #[arg(long, value_name = "FILE", requires = "join", conflicts_with = "join_token")]
+    pub join_token_file: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct DevArguments {
-    /// The first port: the API of the node. 0 takes a free one.
+    /// How many nodes.
+    #[arg(long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub nodes: u16,
+    /// The first port: the API of the first node; the next nodes are 10 apart, and the mesh 54 below. 0 takes free ones.
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     pub base_port: u16,
 }
@@ -186,6 +212,19 @@ pub enum CredentialsCommand {
     Rm {
         /// Its number.
         id: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Makes a token with which machines can join, and prints it, once.
+    Create {
+        /// How many seconds it can be used [default: a day].
+        #[arg(long, value_name = "SECONDS")]
+        ttl: Option<u64>,
+        /// How many machines can use it [default: any number].
+        #[arg(long, value_name = "NUMBER")]
+        uses: Option<u32>,
     },
 }
 

@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::ClientArguments;
 use crate::exit::Failure;
-use crate::node::socket_path;
+use crate::node::safe_socket_path;
 
 /// How long a command waits for an answer. A write may take ten seconds until its outcome is unknown.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -28,7 +28,7 @@ impl Client {
     pub fn new(arguments: &ClientArguments, data_dir: &Path) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::other(format!("no connection can be made: {error}"));
         let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
-        let socket = arguments.endpoint.is_none().then(|| socket_path(data_dir));
+        let socket = if arguments.endpoint.is_none() { Some(safe_socket_path(data_dir)?) } else { None };
         let mut builder = Http::builder().timeout(LIMIT).no_proxy();
         if let Some(socket) = &socket {
             builder = builder.unix_socket(socket.clone());
@@ -91,6 +91,10 @@ fn refused(status: StatusCode, answer: &Value) -> Failure {
         (error, "") => error.to_owned(),
         (error, detail) => format!("{error}: {detail}"),
     };
+    let message = match text("idempotencyKey") {
+        "" => message,
+        key => format!("{message} (Idempotency-Key: {key})"),
+    };
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failure::denied(message),
         StatusCode::NOT_FOUND => Failure::not_found(message),
@@ -114,7 +118,17 @@ pub fn segment(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::segment;
+    use reqwest::StatusCode;
+    use serde_json::json;
+
+    use super::{refused, segment};
+
+    #[test]
+    fn an_unknown_outcome_names_the_key_to_repeat_it_with() {
+        let answer = json!({ "error": "the outcome is unknown", "detail": "repeat it", "idempotencyKey": "m-1.2" });
+        let message = refused(StatusCode::GATEWAY_TIMEOUT, &answer).to_string();
+        assert_eq!(message, "the outcome is unknown: repeat it (Idempotency-Key: m-1.2)");
+    }
 
     #[test]
     fn a_name_stays_one_segment() {

@@ -21,12 +21,14 @@ const FILE_VARIABLE: &str = "MUSTER_CONFIG";
 pub struct Values {
     /// Where the node keeps its data. `/var/lib/muster` as root, else `~/.local/share/muster`.
     pub data_dir: PathBuf,
-    /// What the program says on standard error, as a filter of `tracing`. `info,openraft=warn`.
+    /// What the program says on standard error, as a filter of `tracing`. `info,openraft=error`.
     pub log: String,
     /// What the fleet calls this node. The machine's name.
     pub name: String,
     /// The address of the API. `127.0.0.1:8000`.
     pub api: SocketAddr,
+    /// The address where other nodes reach this one. `127.0.0.1:7946`.
+    pub mesh: SocketAddr,
     /// The host or address at which others reach this node; empty: the address of the API.
     pub advertise: String,
     /// Who is let in without a credential: `required` nobody, `none` everybody, as administrator. `required`.
@@ -48,7 +50,8 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 8] = ["data_dir", "log", "name", "api", "advertise", "auth_mode", "insecure_http", "body_limit"];
+const KEYS: [&str; 9] =
+    ["data_dir", "log", "name", "api", "mesh", "advertise", "auth_mode", "insecure_http", "body_limit"];
 
 /// The bounds of `body_limit`.
 const BODY_LIMITS: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024 * 1024;
@@ -87,6 +90,7 @@ impl Config {
         if let Some(serve) = serve {
             figment = flag(figment, "flag --name", "name", serve.name.as_ref());
             figment = flag(figment, "flag --api", "api", serve.api.as_ref());
+            figment = flag(figment, "flag --mesh", "mesh", serve.mesh.as_ref());
             figment = flag(figment, "flag --advertise", "advertise", serve.advertise.as_ref());
             let insecure = serve.insecure_http.then_some(true);
             figment = flag(figment, "flag --insecure-http", "insecure_http", insecure.as_ref());
@@ -182,9 +186,10 @@ fn read_file(file: &Path) -> Result<figment::providers::Data<Toml>, Failure> {
 fn defaults() -> Values {
     Values {
         data_dir: default_data_dir("muster"),
-        log: "info,openraft=warn".to_owned(),
+        log: "info,openraft=error".to_owned(),
         name: host_name(),
         api: SocketAddr::from(([127, 0, 0, 1], 8000)),
+        mesh: SocketAddr::from(([127, 0, 0, 1], 7946)),
         advertise: String::new(),
         auth_mode: AuthMode::Required,
         insecure_http: false,

@@ -7,7 +7,10 @@ mod config;
 mod exit;
 mod node;
 mod output;
+#[cfg(test)]
+mod scratch;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -42,10 +45,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Dev(arguments) => commands::dev::run(arguments, &cli.node, output),
         Command::Init(_) => commands::serve::init(&config, output),
-        Command::Serve { bootstrap, .. } => commands::serve::run(&config, *bootstrap, output),
+        Command::Serve { bootstrap, join, .. } => commands::serve::run(&config, *bootstrap, join, output),
         Command::Status => commands::client::status(&client()?, output),
         Command::Nodes => commands::client::nodes(&client()?, output),
         Command::Models(command) => commands::client::models(&client()?, command, output),
+        Command::Token(command) => commands::client::token(&client()?, command, output),
         Command::Credentials(command) => commands::client::credentials(&client()?, command, output),
         Command::Config(ConfigCommand::Show) => commands::config::show(&config, output),
         Command::Operator(OperatorCommand::CheckStorage) => commands::storage::check(&config, output),
@@ -65,8 +69,11 @@ fn serve_arguments(command: &Command) -> Option<&ServeArguments> {
 fn start_log(config: &Config) -> Result<(), Failure> {
     // Checked when the configuration was loaded.
     let filter = EnvFilter::try_new(&config.values.log).map_err(|error| Failure::other(error.to_string()))?;
+    // Colours are for people: a file or a journal is searched.
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colours)
         .with_writer(std::io::stderr)
         .with_target(false)
         .try_init()

@@ -72,7 +72,9 @@ pub(crate) async fn with_context(State(state): State<ApiState>, mut request: Req
     request.extensions_mut().insert(context.clone());
     let mut response = next.run(request).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        // The router names the methods whatever the answer is; a caller that was not let in learns nothing.
         let allow = response.headers_mut().remove(header::ALLOW);
+        let allow = allow.filter(|_| matches!(error, ApiError::MethodNotAllowed));
         let ask = response.extensions().get::<AskForPassword>().is_some();
         response = error.render(&context.request_id);
         if ask {

@@ -219,7 +219,7 @@ impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
         let text = error.to_string();
         match error {
-            ReadError::NoQuorum => Self::NoQuorum(text),
+            ReadError::NoQuorum | ReadError::NotLeader(_) => Self::NoQuorum(text),
             ReadError::Stopped(_) => Self::NotReady(text),
             ReadError::Damaged(_) => Self::Internal(text),
         }
@@ -237,7 +237,7 @@ impl From<Refusal> for ApiError {
             RefusalKind::KeyReused => Self::KeyReused(text),
             RefusalKind::AnswerGone => Self::AnswerGone(text),
             RefusalKind::TooLarge => Self::TooLarge(text),
-            RefusalKind::OldOffice | RefusalKind::Unspecified => Self::Internal(text),
+            RefusalKind::OldOffice | RefusalKind::Denied | RefusalKind::Unspecified => Self::Internal(text),
         }
     }
 }

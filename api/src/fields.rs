@@ -85,6 +85,14 @@ impl Fields {
         }
     }
 
+    /// The value of a field that has no state without one.
+    pub fn not_null<T>(&mut self, field: &str, given: Given<T>) -> Option<T> {
+        if given.is_null() {
+            self.wrong(field, "must not be null");
+        }
+        given.value()
+    }
+
     fn take<T>(&mut self, field: &str, why: &str, read: impl FnOnce(Value) -> Option<T>) -> Given<T> {
         match self.map.remove(field) {
             None => Given::Absent,

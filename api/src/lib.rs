@@ -13,6 +13,7 @@ mod request;
 mod rest;
 pub mod server;
 mod state;
+mod upstream;
 
 pub use rest::{openapi, service};
 pub use state::{ApiOptions, ApiState, AuthMode, Member, Phase, UNCONFIGURED};

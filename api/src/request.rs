@@ -3,19 +3,24 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, OriginalUri, Query, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use data_encoding::BASE64URL_NOPAD;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use muster_cluster::consensus::{Role as RaftRole, parse_retry_key};
 use muster_cluster::rows::{
     Answer, ClientSeq, Once, Origin, Precondition, Sealed, answer::Outcome, command, once::Who,
 };
+use muster_cluster::sealing::SecretText;
 use muster_cluster::state::{View, key_digest};
+use prost::Message;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+use url::form_urlencoded;
 
 use crate::auth::Principal;
 use crate::context::Context;
@@ -25,6 +30,27 @@ use crate::state::{ApiState, Member};
 
 /// The longest Idempotency-Key.
 const KEY_LIMIT: usize = 255;
+
+/// The address as the caller wrote it. Below a nested router the request's own has lost the prefix.
+pub(crate) fn original_uri<'a>(extensions: &'a Extensions, uri: &'a Uri) -> &'a Uri {
+    extensions.get::<OriginalUri>().map_or(uri, |original| &original.0)
+}
+
+/// The parameters in the path, like axum's, but what is wrong with them is an error like any other.
+#[derive(Debug)]
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(parameters)) => Ok(Self(parameters)),
+            Err(error) if error.status().is_client_error() => Err(ApiError::Senseless(error.body_text())),
+            Err(error) => Err(ApiError::Internal(error.body_text())),
+        }
+    }
+}
 
 /// A body of at most the configured length.
 #[derive(Debug)]
@@ -80,7 +106,7 @@ impl FromRequestParts<ApiState> for Write {
             principal: parts.extensions.get::<Principal>().cloned().ok_or_else(missing)?,
             context: parts.extensions.get::<Context>().cloned().ok_or_else(missing)?,
             method: parts.method.clone(),
-            path: parts.uri.path().to_owned(),
+            path: original_uri(&parts.extensions, &parts.uri).path().to_owned(),
             key: idempotency_key(&parts.headers)?,
             precondition: if_match(&parts.headers)?,
         })
@@ -101,26 +127,34 @@ fn if_match(headers: &HeaderMap) -> Result<Option<Precondition>, ApiError> {
     if text == "*" {
         return Ok(None);
     }
-    // A tag that is none of ours can not match anything.
+    // A tag that is none of ours can not match anything. 0 is the version of settings that nobody has changed yet.
     let tags = text.split(',').map(|tag| tag.trim().trim_matches('"').parse());
-    let mod_index: Vec<u64> = tags.filter_map(Result::ok).filter(|index| *index > 0).collect();
+    let mod_index: Vec<u64> = tags.filter_map(Result::ok).collect();
     Ok(Some(Precondition { mod_index }))
 }
 
 impl Write {
     /// What makes this write recognisable if it comes again. `body` is what the caller sent.
-    fn once(&self, body: &[u8], answer: Option<Sealed>) -> Once {
+    ///
+    /// The identity of an earlier write that a 504 has named is sealed, so that nobody makes one up.
+    fn once(&self, member: &Member, body: &[u8], answer: Option<Sealed>) -> Result<Once, ApiError> {
         let (method, path, principal) = (self.method.as_str(), self.path.as_str(), self.principal.name.as_str());
-        let who = self.key.as_deref().map(|key| match parse_retry_key(key) {
-            Some(client) => Who::Client(ClientSeq { client: client.client, seq: client.seq }),
-            None => Who::Key(key_digest(principal, method, path, key).to_vec().into()),
-        });
+        let who = match self.key.as_deref() {
+            None => None,
+            Some(key) => Some(match key.strip_prefix(RETRY_PREFIX) {
+                Some(sealed) => Who::Client(open_retry_key(member, sealed).ok_or_else(|| {
+                    ApiError::Senseless(format!("an Idempotency-Key that begins with {RETRY_PREFIX} is one of ours"))
+                })?),
+                None => Who::Key(key_digest(principal, method, path, key).to_vec().into()),
+            }),
+        };
         let mut hasher = Sha256::new();
         for part in [principal.as_bytes(), method.as_bytes(), path.as_bytes(), body] {
             hasher.update((part.len() as u64).to_be_bytes());
             hasher.update(part);
         }
-        Once { who, body_hash: hasher.finalize().to_vec().into(), answer }
+        let repeated = matches!(who, Some(Who::Client(_)));
+        Ok(Once { who, body_hash: hasher.finalize().to_vec().into(), answer, repeated })
     }
 
     /// Proposes the command and returns what it led to. A refusal is an error.
@@ -143,14 +177,15 @@ impl Write {
         command: command::Body,
         secret: Option<Sealed>,
     ) -> Result<Done, ApiError> {
-        let once = self.once(body, secret);
+        let once = self.once(member, body, secret)?;
         let origin = Origin {
             principal: self.principal.name.clone(),
             source: self.principal.source.clone(),
             request_id: self.context.request_id.clone(),
             once: Some(once.clone()),
         };
-        let answer = member.consensus.propose(origin, command).await.map_err(|error| self.name_key(error.into()))?;
+        let answer =
+            member.consensus.propose(origin, command).await.map_err(|error| self.name_key(member, error.into()))?;
         Self::judge(&member.consensus.local(), &once, answer)
     }
 
@@ -175,18 +210,34 @@ impl Write {
             return Ok(None);
         }
         let view = member.consensus.linearizable().await?;
-        let once = self.once(body, None);
+        let once = self.once(member, body, None)?;
         let answer = view.first_answer(&once)?;
         answer.map(|answer| Self::judge(&view, &once, answer)).transpose()
     }
 
-    /// The caller's own key is the one to repeat the request with.
-    fn name_key(&self, error: ApiError) -> ApiError {
+    /// The caller's own key is the one to repeat the request with; without one, the sealed identity of the write.
+    fn name_key(&self, member: &Member, error: ApiError) -> ApiError {
         match error {
-            ApiError::Unknown { retry_key } => ApiError::Unknown { retry_key: self.key.clone().or(retry_key) },
+            ApiError::Unknown { retry_key } => {
+                let sealed = || seal_retry_key(member, &retry_key?);
+                ApiError::Unknown { retry_key: self.key.clone().or_else(sealed) }
+            }
             other => other,
         }
     }
+}
+
+const RETRY_PREFIX: &str = "muster-";
+const RETRY_NAME: &str = "retry key";
+
+fn seal_retry_key(member: &Member, key: &str) -> Option<String> {
+    let sealed = member.keyring.seal(RETRY_NAME, &SecretText::new(key.to_owned())).ok()?;
+    Some(format!("{RETRY_PREFIX}{}", BASE64URL_NOPAD.encode(&sealed.encode_to_vec())))
+}
+
+fn open_retry_key(member: &Member, text: &str) -> Option<ClientSeq> {
+    let sealed = Sealed::decode(BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.as_slice()).ok()?;
+    parse_retry_key(member.keyring.open(RETRY_NAME, &sealed).ok()?.reveal())
 }
 
 /// An answer that is not of the kind that the command has.
@@ -269,7 +320,7 @@ struct PageQuery {
 pub struct Page {
     limit: usize,
     after: Option<u64>,
-    path: String,
+    address: Uri,
 }
 
 impl<S: Sync> FromRequestParts<S> for Page {
@@ -288,7 +339,7 @@ impl<S: Sync> FromRequestParts<S> for Page {
             Some(Ok(after)) => Some(after),
             Some(Err(_)) => return Err(ApiError::field("after", "must be what the header Link named")),
         };
-        Ok(Self { limit, after, path: parts.uri.path().to_owned() })
+        Ok(Self { limit, after, address: original_uri(&parts.extensions, &parts.uri).clone() })
     }
 }
 
@@ -320,10 +371,20 @@ impl Page {
             })
             .collect();
         let link = items.next().and_then(|_| {
-            let next = format!("<{}?limit={}&after={last}>; rel=\"next\"", self.path, self.limit);
+            let next = format!("<{}>; rel=\"next\"", self.next(last));
             HeaderValue::from_str(&next).ok()
         });
         Paged { items: page, link }
+    }
+
+    /// The address of the page after that place: the caller's own, with whatever else was asked for in it.
+    fn next(&self, last: u64) -> String {
+        let given = form_urlencoded::parse(self.address.query().unwrap_or_default().as_bytes());
+        let others = given.filter(|(name, _)| name != "limit" && name != "after");
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(others);
+        query.append_pair("limit", &self.limit.to_string()).append_pair("after", &last.to_string());
+        format!("{}?{}", self.address.path(), query.finish())
     }
 }
 
@@ -373,6 +434,10 @@ pub(crate) async fn no_route() -> Result<Infallible, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
     use super::*;
 
     #[test]
@@ -390,17 +455,35 @@ mod tests {
         };
         assert_eq!(parse("\"7\""), Some(vec![7]));
         assert_eq!(parse("\"7\", \"9\""), Some(vec![7, 9]));
+        assert_eq!(parse("\"0\""), Some(vec![0]), "settings that were never changed");
         assert_eq!(parse("*"), None);
         assert_eq!(parse("W/\"abc\""), Some(vec![]), "what is none of ours matches nothing");
     }
 
     #[test]
     fn a_page_names_the_next() {
-        let page = Page { limit: 2, after: None, path: "/api/things".to_owned() };
+        let page = Page { limit: 2, after: None, address: Uri::from_static("/api/things") };
         let (items, link) = page.of([(5, 'a'), (4, 'b'), (3, 'c')]).into_parts();
         assert_eq!(items, ['a', 'b']);
         assert_eq!(link.expect("there is more"), "</api/things?limit=2&after=4>; rel=\"next\"");
         let (items, link) = page.of([(5, 'a'), (4, 'b')]).into_parts();
         assert_eq!((items.len(), link), (2, None));
+    }
+
+    #[test]
+    fn the_next_page_is_asked_for_like_this_one() {
+        let address = Uri::from_static("/api/things?after=9&consistency=local&limit=1&x=a%26b");
+        let page = Page { limit: 1, after: Some(9), address };
+        assert_eq!(page.next(4), "/api/things?consistency=local&x=a%26b&limit=1&after=4");
+    }
+
+    #[tokio::test]
+    async fn the_address_is_the_whole_one() {
+        let things = Router::new().route("/things", get(|page: Page| async move { page.next(4) }));
+        let router: Router = Router::new().nest("/api", things);
+        let request = Request::builder().uri("/api/things?limit=7").body(axum::body::Body::empty()).expect("a request");
+        let response = router.oneshot(request).await.expect("an answer");
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(body, "/api/things?limit=7&after=4");
     }
 }

@@ -57,7 +57,7 @@ pub enum AuthMode {
 }
 
 /// Settings of the API on this node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ApiOptions {
     /// Who is let in without a credential.
     pub auth: AuthMode,
@@ -65,11 +65,13 @@ pub struct ApiOptions {
     pub body_limit: usize,
     /// The user that this process runs as: it and root are administrators on the local socket.
     pub own_uid: Option<u32>,
+    /// The names by which this node may be asked where nobody needs a credential, besides addresses and localhost.
+    pub hosts: Arc<[String]>,
 }
 
 impl Default for ApiOptions {
     fn default() -> Self {
-        Self { auth: AuthMode::Required, body_limit: 1024 * 1024, own_uid: None }
+        Self { auth: AuthMode::Required, body_limit: 1024 * 1024, own_uid: None, hosts: Arc::new([]) }
     }
 }
 
@@ -99,16 +101,19 @@ impl ApiState {
     /// The running node.
     ///
     /// # Errors
-    /// When it does not run, with the reason.
+    /// When it does not run. Why it has stopped is not said: strangers get this error too, and the reason may name paths.
     pub fn member(&self) -> Result<Member, ApiError> {
         match self.phase() {
             Phase::Member(member) => Ok(member),
             Phase::Starting => Err(ApiError::NotReady("it is starting".to_owned())),
             Phase::Unconfigured => Err(ApiError::NotReady(UNCONFIGURED.to_owned())),
-            Phase::Stopped(why) => Err(ApiError::NotReady(format!("it has stopped: {why}"))),
+            Phase::Stopped(_) => Err(ApiError::NotReady(STOPPED.to_owned())),
         }
     }
 }
+
+/// What a node says that can not go on.
+pub(crate) const STOPPED: &str = "it has stopped";
 
 /// What a node says that belongs to no fleet.
 pub const UNCONFIGURED: &str = "it belongs to no fleet; found one with `muster init`";

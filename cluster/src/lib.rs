@@ -11,6 +11,7 @@ pub mod node;
 pub mod sealing;
 pub mod state;
 pub mod storage;
+pub mod transport;
 
 /// The protobuf messages of `proto/storage.proto`. Only [`storage`] and [`consensus`] look inside.
 #[allow(missing_docs, clippy::pedantic)]
@@ -22,4 +23,10 @@ pub(crate) mod pb {
 #[allow(missing_docs, clippy::pedantic)]
 pub mod rows {
     include!(concat!(env!("OUT_DIR"), "/muster.state.v1.rs"));
+}
+
+/// The protobuf messages and services of `proto/mesh.proto`.
+#[allow(missing_docs, clippy::pedantic, clippy::unwrap_used, unused_qualifications)]
+pub(crate) mod wire {
+    include!(concat!(env!("OUT_DIR"), "/mesh/muster.mesh.v1.rs"));
 }

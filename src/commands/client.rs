@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::{AddModel, CredentialsCommand, KeyRole, ModelsCommand, Output};
+use crate::cli::{AddModel, CredentialsCommand, KeyRole, ModelsCommand, Output, TokenCommand};
 use crate::client::{Client, segment};
 use crate::exit::Failure;
-use crate::output::print;
+use crate::output::{print, print_once};
 
 /// The longest key that is read from a file, in bytes.
 const KEY_LIMIT: u64 = 16 * 1024;
@@ -27,9 +27,11 @@ fn items<'a>(value: &'a Value, field: &str) -> &'a [Value] {
 
 /// Fields of an object, one in a row.
 fn sheet<const N: usize>(output: Output, document: &Value, fields: [(&str, &str); N]) -> Result<(), Failure> {
-    print(output, document, ["FIELD", "VALUE"], |document| {
-        fields.iter().map(|(label, field)| [(*label).to_owned(), cell(document, field)]).collect()
-    })
+    print(output, document, ["FIELD", "VALUE"], |document| rows(document, fields))
+}
+
+fn rows<const N: usize>(document: &Value, fields: [(&str, &str); N]) -> Vec<[String; 2]> {
+    fields.iter().map(|(label, field)| [(*label).to_owned(), cell(document, field)]).collect()
 }
 
 /// `muster status`
@@ -177,7 +179,8 @@ pub fn credentials(client: &Client, command: &CredentialsCommand, output: Output
             }
             let answer = client.post("/api/credentials", &body)?;
             eprintln!("The key is shown only now.");
-            sheet(output, &answer, [("id", "/credential/id"), ("key", "/key"), ("expires", "/credential/expiresAt")])
+            let fields = [("id", "/credential/id"), ("key", "/key"), ("expires", "/credential/expiresAt")];
+            print_once(output, &answer, ["FIELD", "VALUE"], |answer| rows(answer, fields))
         }
         CredentialsCommand::Rm { id } => {
             client.delete(&format!("/api/credentials/{id}"))?;
@@ -185,4 +188,22 @@ pub fn credentials(client: &Client, command: &CredentialsCommand, output: Output
             Ok(())
         }
     }
+}
+
+/// `muster token`
+pub fn token(client: &Client, command: &TokenCommand, output: Output) -> Result<(), Failure> {
+    let TokenCommand::Create { ttl, uses } = command;
+    let mut body = json!({ "kind": "join", "label": "join token" });
+    if let Some(ttl) = ttl {
+        body["ttlSeconds"] = (*ttl).into();
+    }
+    if let Some(uses) = uses {
+        body["uses"] = (*uses).into();
+    }
+    let answer = client.post("/api/credentials", &body)?;
+    let (id, expires) = (&answer["credential"]["id"], &answer["credential"]["expiresAt"]);
+    let token = json!({ "token": answer["key"], "id": id, "expiresAt": expires });
+    eprintln!("The token is shown only now. On the machine that is to join:");
+    eprintln!("  muster serve --join THIS-MACHINE:7946 --join-token-file FILE");
+    sheet(output, &token, [("token", "/token"), ("id", "/id"), ("expires", "/expiresAt")])
 }

@@ -1,21 +1,25 @@
 //! `muster init` and `muster serve`.
 
+use muster_cluster::node::JoinToken;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::Output;
+use crate::cli::{JoinArguments, Output};
 use crate::config::Config;
 use crate::exit::Failure;
-use crate::node::{Runtimes, Secrets, found_fleet, serve, stop_on_signal};
-use crate::output::print;
+use crate::node::{JoinWish, Runtimes, Secrets, found_fleet, preset_token, serve, stop_on_signal};
+use crate::output::print_once;
 
 /// Makes this machine the first node of a new fleet.
 pub fn init(config: &Config, output: Output) -> Result<(), Failure> {
     let runtimes = Runtimes::start()?;
-    show(&found_fleet(&config.values, &runtimes)?, output)
+    show(&found_fleet(&config.values, &runtimes, preset_token()?)?, output)
 }
 
 fn show(secrets: &Secrets, output: Output) -> Result<(), Failure> {
-    print(output, secrets, ["WHAT", "VALUE"], |secrets| {
+    if let Some(file) = &secrets.admin_token_file {
+        eprintln!("The admin token is also in {}; delete that file once you have it.", file.display());
+    }
+    print_once(output, secrets, ["WHAT", "VALUE"], |secrets| {
         vec![
             ["fleet".to_owned(), secrets.fleet_id.clone()],
             ["admin token".to_owned(), secrets.admin_token.clone()],
@@ -26,26 +30,38 @@ fn show(secrets: &Secrets, output: Output) -> Result<(), Failure> {
     eprintln!(
         "\nThese are shown only now. Keep the recovery key where no node is: it opens a backup when all are lost."
     );
-    if let Some(file) = &secrets.admin_token_file {
-        eprintln!("The admin token is also in {}; delete that file once you have it.", file.display());
-    }
     Ok(())
 }
 
+/// The fleet that the arguments say to join.
+fn wish(arguments: &JoinArguments) -> Result<Option<JoinWish>, Failure> {
+    if arguments.join.is_empty() {
+        return Ok(None);
+    }
+    let text = match (&arguments.join_token, &arguments.join_token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(file)) => std::fs::read_to_string(file)
+            .map_err(|error| Failure::other(format!("{} can not be read: {error}", file.display())))?,
+        (None, None) => return Err(Failure::usage("--join needs --join-token-file or --join-token")),
+    };
+    let malformed = || Failure::usage("this is no join token; `muster token create` on a member prints one");
+    let token = JoinToken::parse(&text).ok_or_else(malformed)?;
+    Ok(Some(JoinWish { addresses: arguments.join.clone(), token }))
+}
+
 /// Runs the node of this machine.
-pub fn run(config: &Config, bootstrap: bool, output: Output) -> Result<(), Failure> {
+pub fn run(config: &Config, bootstrap: bool, join: &JoinArguments, output: Output) -> Result<(), Failure> {
+    let join = wish(join)?;
     let runtimes = Runtimes::start()?;
     if bootstrap {
-        show(&found_fleet(&config.values, &runtimes)?, output)?;
+        show(&found_fleet(&config.values, &runtimes, preset_token()?)?, output)?;
     }
     let values = config.values.clone();
-    runtimes.http().block_on(async {
+    let outcome = runtimes.http().block_on(async {
         let stop = CancellationToken::new();
-        let again = stop_on_signal(stop.clone())?;
-        let serving = serve(values, &runtimes, stop).await?;
-        tokio::select! {
-            ended = serving.ended() => ended,
-            _ = again => Err(Failure::other("stopped before everything was finished")),
-        }
-    })
+        stop_on_signal(stop.clone())?;
+        serve(values, join, &runtimes, stop).await?.ended().await
+    });
+    runtimes.end();
+    outcome
 }

@@ -1,9 +1,13 @@
 //! A node of this process: its runtimes, its listeners, its life.
 
+mod directory;
 mod found;
 mod serve;
+mod signals;
 mod socket;
 
-pub use found::{Secrets, found_fleet};
-pub use serve::{Runtimes, serve, stop_on_signal};
-pub use socket::socket_path;
+pub use directory::own_directory;
+pub use found::{Secrets, found_fleet, preset_token};
+pub use serve::{JoinWish, Runtimes, Serving, serve};
+pub use signals::stop_on_signal;
+pub use socket::safe_socket_path;

@@ -9,17 +9,17 @@ use muster_api::server::{Limits, serve_tcp, serve_unix};
 use muster_api::{ApiOptions, ApiState, Member, Phase, UNCONFIGURED, service};
 use muster_cluster::clock::SystemClock;
 use muster_cluster::consensus::Timing;
-use muster_cluster::leader::Retention;
-use muster_cluster::node::{Identity, Node, NodeOptions, Stage};
+use muster_cluster::leader::{Membership, Retention};
+use muster_cluster::node::{self, Identity, JoinToken, Node, NodeOptions, Stage};
 use muster_cluster::rows::NodeFacts;
 use muster_cluster::state::FEATURE_LEVELS;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::socket;
+use super::{own_directory, socket};
 use crate::config::{AuthMode, Values};
 use crate::exit::Failure;
 
@@ -50,29 +50,52 @@ impl Runtimes {
     pub fn http(&self) -> &Runtime {
         &self.http
     }
+
+    /// Lets go of the threads without waiting for any. What had to be finished is finished; what hangs, or was still
+    /// starting, is not to keep the process.
+    pub fn end(self) {
+        self.http.shutdown_background();
+        self.raft.shutdown_background();
+    }
 }
 
-/// What the cluster needs to know of this node, whose API listens there.
-pub fn node_options(values: &Values, listening: SocketAddr, runtimes: &Runtimes) -> NodeOptions {
+/// What the cluster needs to know of this node, whose API and mesh listen there.
+pub fn node_options(values: &Values, api: SocketAddr, mesh: SocketAddr, runtimes: &Runtimes) -> NodeOptions {
     NodeOptions {
         directory: values.data_dir.clone(),
         facts: NodeFacts {
             name: values.name.clone(),
-            api: values.advertised(listening),
+            api: values.advertised(api),
+            mesh: values.advertised(mesh),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             max_level: *FEATURE_LEVELS.end(),
         },
         timing: Timing::default(),
         clock: Arc::new(SystemClock),
-        duties: vec![Arc::new(Retention::default())],
+        duties: vec![Arc::new(Retention::default()), Arc::new(Membership)],
         runtime: runtimes.raft.handle().clone(),
     }
+}
+
+/// The fleet that a node wants to join.
+#[derive(Clone, Debug)]
+pub struct JoinWish {
+    /// Where the mesh of its nodes listens.
+    pub addresses: Vec<String>,
+    /// What lets it in.
+    pub token: JoinToken,
+}
+
+fn failed(error: impl ToString) -> Failure {
+    Failure::other(error.to_string())
 }
 
 /// A node that serves.
 pub struct Serving {
     /// Where its API listens.
     pub address: SocketAddr,
+    /// Where its mesh listens.
+    pub mesh: SocketAddr,
     phase: watch::Receiver<Phase>,
     ended: JoinHandle<Result<(), Failure>>,
 }
@@ -88,6 +111,14 @@ impl Serving {
         }
     }
 
+    /// The running node, once it has started.
+    pub fn member(&self) -> Option<Member> {
+        match &*self.phase.borrow() {
+            Phase::Member(member) => Some(member.clone()),
+            _ => None,
+        }
+    }
+
     /// Waits until the node has ended.
     pub async fn ended(self) -> Result<(), Failure> {
         self.ended.await.unwrap_or_else(|error| Err(Failure::other(format!("the node has failed: {error}"))))
@@ -95,15 +126,23 @@ impl Serving {
 }
 
 /// Begins to serve the node of this data directory. To be called on the runtime of HTTP.
-pub async fn serve(values: Values, runtimes: &Runtimes, stop: CancellationToken) -> Result<Serving, Failure> {
+pub async fn serve(
+    values: Values,
+    join: Option<JoinWish>,
+    runtimes: &Runtimes,
+    stop: CancellationToken,
+) -> Result<Serving, Failure> {
     warn_of_openness(&values)?;
-    std::fs::create_dir_all(&values.data_dir)
-        .map_err(|error| Failure::other(format!("{}: {error}", values.data_dir.display())))?;
+    own_directory(&values.data_dir)?;
     let bound = TcpListener::bind(values.api).await;
     let listener =
         bound.map_err(|error| Failure::other(format!("the API can not listen on {}: {error}", values.api)))?;
     let address = listener.local_addr().map_err(|error| Failure::other(error.to_string()))?;
-    let local = socket::bind(&values.data_dir)?;
+    let bound = std::net::TcpListener::bind(values.mesh);
+    let listening =
+        bound.map_err(|error| Failure::other(format!("the mesh can not listen on {}: {error}", values.mesh)))?;
+    let mesh = listening.local_addr().map_err(|error| Failure::other(error.to_string()))?;
+    let (local, file) = socket::bind(&values.data_dir)?;
     let (to_phase, phase) = watch::channel(Phase::Starting);
     let options = ApiOptions {
         auth: match values.auth_mode {
@@ -112,6 +151,7 @@ pub async fn serve(values: Values, runtimes: &Runtimes, stop: CancellationToken)
         },
         body_limit: values.body_limit,
         own_uid: Some(rustix::process::geteuid().as_raw()),
+        hosts: [&values.name, &values.advertise].into_iter().filter(|name| !name.is_empty()).cloned().collect(),
     };
     let api = service(ApiState::new(phase.clone(), options));
     let closing = CancellationToken::new();
@@ -119,21 +159,21 @@ pub async fn serve(values: Values, runtimes: &Runtimes, stop: CancellationToken)
         tokio::spawn(serve_tcp(listener, api.clone(), Limits::default(), closing.clone())),
         tokio::spawn(serve_unix(local, api, Limits::default(), closing.clone())),
     ];
-    let options = node_options(&values, address, runtimes);
-    tracing::info!(%address, data = %values.data_dir.display(), "the API listens");
+    let options = node_options(&values, address, mesh, runtimes);
+    tracing::info!(%address, %mesh, data = %values.data_dir.display(), "the API listens");
     let ended = tokio::spawn(async move {
-        let outcome = live(options, &to_phase, &stop, async move {
+        live(options, join, listening, &to_phase, &stop, async move {
+            // While its listener is there, no successor takes the place of the file.
+            file.remove();
             // Requests under way finish before the node goes.
             closing.cancel();
             for server in servers {
                 let _ = server.await;
             }
         })
-        .await;
-        let _ = std::fs::remove_file(socket::socket_path(&values.data_dir));
-        outcome
+        .await
     });
-    Ok(Serving { address, phase, ended })
+    Ok(Serving { address, mesh, phase, ended })
 }
 
 /// Says loudly what is open to strangers, or refuses to be.
@@ -155,19 +195,25 @@ fn warn_of_openness(values: &Values) -> Result<(), Failure> {
 /// The node's life: waiting for a fleet, starting, serving, stopping.
 async fn live(
     options: NodeOptions,
+    join: Option<JoinWish>,
+    mesh: std::net::TcpListener,
     phase: &watch::Sender<Phase>,
     stop: &CancellationToken,
     close: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let close = std::pin::pin!(close);
     let starting = async {
-        wait_for_a_fleet(&options.directory, phase).await?;
+        match &join {
+            Some(JoinWish { addresses, token }) => node::join(&options, addresses, token).await.map_err(failed)?,
+            None => wait_for_a_fleet(&options.directory, phase).await?,
+        }
         phase.send_replace(Phase::Starting);
-        Node::start(options).await.map_err(|error| Failure::other(error.to_string()))
+        Node::start(options, mesh).await.map_err(failed)
     };
     let node = tokio::select! {
         started = starting => started,
         () = stop.cancelled() => {
+            tracing::info!("stopping before it has started");
             close.await;
             return Ok(());
         }
@@ -187,7 +233,10 @@ async fn live(
             tracing::error!(why, "this node can not go on");
             Err(Failure::other(format!("this node can not go on: {why}")))
         }
-        () = stop.cancelled() => Ok(()),
+        () = stop.cancelled() => {
+            tracing::info!("stopping");
+            Ok(())
+        }
     };
     let why = outcome.as_ref().err().map_or_else(|| "it is stopping".to_owned(), ToString::to_string);
     close.await;
@@ -213,27 +262,4 @@ async fn wait_for_a_fleet(directory: &Path, phase: &watch::Sender<Phase>) -> Res
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-}
-
-/// Told by the operating system to stop. The second time it is told, the process ends at once.
-pub fn stop_on_signal(stop: CancellationToken) -> Result<oneshot::Receiver<()>, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let failed = |error: std::io::Error| Failure::other(format!("signals can not be heard: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let (to_again, again) = oneshot::channel();
-    tokio::spawn(async move {
-        for turn in 0..2 {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if turn == 0 {
-                tracing::info!("stopping");
-                stop.cancel();
-            }
-        }
-        let _ = to_again.send(());
-    });
-    Ok(again)
 }

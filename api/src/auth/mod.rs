@@ -1,5 +1,7 @@
 //! Who is asking, and what they may do (DECISIONS, "Who may do what").
 
+mod browser;
+
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -10,6 +12,7 @@ use muster_cluster::rows::{Credential, credential_fields::Kind};
 use muster_cluster::state::{has_expired, key_hash};
 
 use crate::error::ApiError;
+use crate::request::original_uri;
 use crate::server::Peer;
 use crate::state::{ApiState, AuthMode, Member};
 
@@ -44,7 +47,7 @@ impl Role {
                 Stored::Viewer => Some(Self::Viewer),
                 Stored::Unspecified => None,
             },
-            Kind::Gateway(_) => None,
+            Kind::Gateway(_) | Kind::Join(_) => None,
         }
     }
 }
@@ -120,7 +123,10 @@ fn principal(state: &ApiState, request: &Request, basic: bool) -> Result<Princip
     let password = if basic { password(request.headers()) } else { None };
     let Some(key) = key(request.headers()).or(password.as_deref()) else {
         return match state.options.auth {
-            AuthMode::None => Ok(Principal { name: "anonymous".to_owned(), role: Role::Admin, source }),
+            AuthMode::None => {
+                browser::check(request, &state.options.hosts)?;
+                Ok(Principal { name: "anonymous".to_owned(), role: Role::Admin, source })
+            }
             AuthMode::Required => Err(ApiError::Unauthorized("send it as Authorization: Bearer, or as x-api-key")),
         };
     };
@@ -142,6 +148,10 @@ fn credential(member: &Member, key: &str) -> Result<(CredentialId, Credential), 
 /// What operators may change; everything else is for administrators.
 const FOR_OPERATORS: [&str; 2] = ["/api/nodes", "/api/deployments"];
 
+fn needed_for(request: &Request) -> Role {
+    needed(request.method(), original_uri(request.extensions(), request.uri()).path())
+}
+
 fn needed(method: &Method, path: &str) -> Role {
     let below = |prefix: &&str| path.strip_prefix(*prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     match *method {
@@ -153,7 +163,7 @@ fn needed(method: &Method, path: &str) -> Role {
 
 /// Lets only those in who may read, and only those write who may write there.
 pub(crate) async fn guard(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
-    let needed = needed(request.method(), request.uri().path());
+    let needed = needed_for(&request);
     match principal(&state, &request, false).and_then(|who| who.must_be(needed).map(|()| who)) {
         Ok(who) => {
             request.extensions_mut().insert(who);
@@ -186,9 +196,15 @@ pub(crate) struct AskForPassword;
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::middleware;
     use http::HeaderValue;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
 
     use super::*;
+    use crate::request::no_route;
 
     fn headers(name: &'static str, value: &str) -> HeaderMap {
         HeaderMap::from_iter([(http::HeaderName::from_static(name), HeaderValue::from_str(value).expect("a value"))])
@@ -213,6 +229,19 @@ mod tests {
         assert_eq!(needed(&Method::DELETE, "/api/nodes/3"), Role::Operator);
         assert_eq!(needed(&Method::POST, "/api/nodesque"), Role::Admin);
         assert_eq!(needed(&Method::POST, "/api/models"), Role::Admin);
+    }
+
+    #[tokio::test]
+    async fn the_whole_path_counts() {
+        let told = |request: Request, _: Next| async move { needed_for(&request).name() };
+        let inner: Router = Router::new().fallback(no_route).layer(middleware::from_fn(told));
+        let router = Router::new().nest("/api", inner);
+        for (path, role) in [("/api/nodes/3", "operator"), ("/api/models", "admin"), ("/api/api/nodes", "admin")] {
+            let request = Request::post(path).body(Body::empty()).expect("a request");
+            let response = router.clone().oneshot(request).await.expect("an answer");
+            let body = response.into_body().collect().await.expect("a body").to_bytes();
+            assert_eq!(body, role, "{path}");
+        }
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! `/api/credentials`: keys for people and programs. A key is shown once; only its hash is kept. For administrators.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use data_encoding::HEXLOWER;
 use http::StatusCode;
 use muster_cluster::ids::CredentialId;
-use muster_cluster::node::prefix;
+use muster_cluster::node::{JoinToken, prefix};
 use muster_cluster::rows::{
     ConsoleKey, CreateCredential, Credential, CredentialAnswer, CredentialFields, DeleteCredential, GatewayKey,
-    Role as StoredRole, UpdateCredential, answer::Outcome, command, credential_fields::Kind,
+    JoinKey, Role as StoredRole, UpdateCredential, answer::Outcome, command, credential_fields::Kind,
 };
-use muster_cluster::sealing::generate_key;
+use muster_cluster::sealing::{SecretText, generate_key};
 use muster_cluster::state::{has_expired, key_hash};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -21,10 +21,13 @@ use utoipa_axum::routes;
 use crate::auth::{Principal, Role};
 use crate::error::{ApiError, ErrorBody};
 use crate::fields::{Fields, Given};
-use crate::request::{Body, Done, Page, Paged, Read, Write, tagged, time, unexpected};
+use crate::request::{Body, Done, Page, Paged, Path, Read, Write, tagged, time, unexpected};
 use crate::state::{ApiState, Member};
 
 const LABEL_LIMIT: usize = 128;
+
+/// How long a join token lives unless somebody says otherwise, in seconds.
+const JOIN_TTL: u64 = 24 * 3600;
 
 /// The longest life of a key that has an end: ten years, in seconds.
 const TTL_LIMIT: u64 = 10 * 365 * 24 * 3600;
@@ -34,7 +37,7 @@ const TTL_LIMIT: u64 = 10 * 365 * 24 * 3600;
 #[serde(rename_all = "camelCase")]
 struct CredentialEntry {
     id: u64,
-    /// `console` or `gateway`.
+    /// `console`, `gateway` or `join`.
     kind: &'static str,
     label: String,
     /// Of a console credential: `admin`, `operator` or `viewer`.
@@ -45,6 +48,8 @@ struct CredentialEntry {
     created_by: String,
     /// Null: it does not expire.
     expires_at: Option<String>,
+    /// Of a join token: how often it can still be used; null: as often as one likes.
+    uses_left: Option<u32>,
     created_index: u64,
     /// The version: what `ETag` says, for `If-Match`.
     mod_index: u64,
@@ -65,11 +70,17 @@ impl CredentialEntry {
         let (kind, role) = match &fields.kind {
             Some(Kind::Console(console)) => ("console", stored_role(console.role())),
             Some(Kind::Gateway(_)) => ("gateway", None),
+            Some(Kind::Join(_)) => ("join", None),
             None => ("unknown", None),
+        };
+        let uses_left = match &fields.kind {
+            Some(Kind::Join(join)) => join.uses_left,
+            _ => None,
         };
         Self {
             id,
             kind,
+            uses_left,
             label: fields.label,
             role,
             prefix: fields.prefix,
@@ -119,15 +130,17 @@ struct Ok200 {
 #[schema(rename_all = "camelCase")]
 #[expect(dead_code, reason = "the description of the body; it is read field by field")]
 struct CredentialInput {
-    /// `console` or `gateway`.
+    /// `console`, `gateway`, or `join` for letting nodes in.
     #[schema(example = "console")]
     kind: String,
     /// What it is for. 1 to 128 characters.
     label: String,
     /// Required for `console`: `admin`, `operator` or `viewer`.
     role: Option<String>,
-    /// How long it lives; left out: until it is deleted.
+    /// How long it lives; left out: until it is deleted, and a join token for a day.
     ttl_seconds: Option<u64>,
+    /// Of a join token: how many nodes can use it; left out: any number.
+    uses: Option<u32>,
 }
 
 /// A change of a credential.
@@ -187,9 +200,13 @@ async fn list(State(state): State<ApiState>, who: Principal, read: Read, page: P
         (status = 409, body = ErrorBody), (status = 422, body = ErrorBody), (status = 504, body = ErrorBody)))]
 async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&body)?;
-    let kind = fields.word("kind", &["console", "gateway"]).value();
+    let kind = fields.word("kind", &["console", "gateway", "join"]).value();
     let (label, role) = (label(&mut fields), role(&mut fields).value());
     let ttl = fields.integer("ttlSeconds", 1, TTL_LIMIT).value();
+    let uses = fields.integer("uses", 1, 1000).value().and_then(|uses| u32::try_from(uses).ok());
+    if uses.is_some() && kind.is_some_and(|kind| kind != "join") {
+        fields.wrong("uses", "is for join tokens");
+    }
     if kind.is_none() {
         fields.required("kind");
     }
@@ -198,7 +215,8 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
     }
     let kind = match (kind, role) {
         (Some("gateway"), None) => Some(Kind::Gateway(GatewayKey {})),
-        (Some("gateway"), Some(_)) => {
+        (Some("join"), None) => Some(Kind::Join(JoinKey { uses_left: uses })),
+        (Some("gateway" | "join"), Some(_)) => {
             fields.wrong("role", "is for console credentials");
             None
         }
@@ -210,6 +228,7 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
         (None, None) => None,
     };
     fields.finish()?;
+    let joins = matches!(kind, Some(Kind::Join(_)));
     let member = state.member()?;
     let key = generate_key()?;
     let hash = key_hash(key.reveal());
@@ -218,22 +237,24 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
         label: label.unwrap_or_default(),
         sha256: hash.to_vec().into(),
         prefix: prefix(key.reveal()),
-        ttl_ms: ttl.map(|seconds| seconds * 1000),
+        ttl_ms: ttl.or_else(|| joins.then_some(JOIN_TTL)).map(|seconds| seconds * 1000),
         kind,
     };
     let command = command::Body::CreateCredential(CreateCredential { fields: Some(fields) });
     let done = write.propose_with_secret(&member, &body, command, Some(sealed)).await?;
-    let (credential, key) = with_key(&member, done, key.reveal())?;
+    let (credential, key) = with_key(&member, done, key)?;
+    let key = if joins { JoinToken::new(&member.identity.ca_certificate, key).to_text() } else { key };
+    let key = key.reveal().to_owned();
     let mod_index = credential.mod_index;
     Ok(tagged(mod_index, (StatusCode::CREATED, Json(NewCredential { credential, key }))))
 }
 
 /// The key that goes with the answer: of a repetition it is the first one's.
-fn with_key(member: &Member, done: Done, key: &str) -> Result<(CredentialEntry, String), ApiError> {
+fn with_key(member: &Member, done: Done, key: SecretText) -> Result<(CredentialEntry, SecretText), ApiError> {
     let (entry, hash) = CredentialEntry::answered(done.outcome)?;
     match done.first_secret {
-        Some(sealed) => Ok((entry, member.keyring.open(&answer_name(&hash), &sealed)?.reveal().to_owned())),
-        None if hash == key_hash(key) => Ok((entry, key.to_owned())),
+        Some(sealed) => Ok((entry, member.keyring.open(&answer_name(&hash), &sealed)?)),
+        None if hash == key_hash(key.reveal()) => Ok((entry, key)),
         None => Err(ApiError::AnswerGone("the credential was made; its key is no longer kept".to_owned())),
     }
 }

@@ -5,13 +5,14 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
 use muster_cluster::consensus::Role;
+use muster_cluster::leader::target_voters;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::{ApiError, ErrorBody};
-use crate::state::{ApiState, Phase};
+use crate::state::{ApiState, Phase, STOPPED};
 
 #[derive(Debug, Serialize, ToSchema)]
 struct Health {
@@ -35,17 +36,22 @@ async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// The node serves: it belongs to a fleet, has caught up and knows a leader. No credential is needed.
+/// The node serves: it belongs to a fleet, knows a leader, and votes if it is needed for that. No credential is needed.
 #[utoipa::path(get, path = "/ready", tag = "health", security(()),
     responses((status = 200, body = Readiness), (status = 503, body = ErrorBody)))]
 async fn ready(State(state): State<ApiState>) -> Result<Json<Readiness>, ApiError> {
     let member = state.member()?;
     let status = member.consensus.status();
-    if let Some(why) = status.stopped {
-        return Err(ApiError::NotReady(format!("it has stopped: {why}")));
+    if status.stopped.is_some() {
+        return Err(ApiError::NotReady(STOPPED.to_owned()));
     }
     if status.leader.is_none() || status.role == Role::Stopped {
         return Err(ApiError::NoQuorum("it knows no leader".to_owned()));
+    }
+    let nodes = member.consensus.local().nodes()?.len();
+    let votes = status.voters.iter().any(|voters| voters.contains(&status.node));
+    if !votes && status.voters.iter().flatten().count() < target_voters(nodes) {
+        return Err(ApiError::NotReady("it is to vote, and does not yet".to_owned()));
     }
     Ok(Json(Readiness { status: "ready", applied_index: member.consensus.local().index() }))
 }

@@ -91,14 +91,22 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
         .merge(cluster::router())
         .merge(credentials::router())
         .merge(audit::router())
-        .fallback(no_route)
-        .layer(middleware::from_fn_with_state(state.clone(), guard));
-    let pages = health::guarded().layer(middleware::from_fn_with_state(state.clone(), guard_pages));
+        .fallback(no_route);
+    let resources = with_wrong_method(resources).layer(middleware::from_fn_with_state(state.clone(), guard));
+    let pages = with_wrong_method(health::guarded()).layer(middleware::from_fn_with_state(state.clone(), guard_pages));
     OpenApiRouter::with_openapi(Description::openapi())
         .merge(health::open())
         .merge(pages)
         .nest("/api", resources)
         .split_for_parts()
+}
+
+/// Answers wrong methods. It has to come before the guard: an answer that is added after a layer is outside of it.
+fn with_wrong_method(router: OpenApiRouter<ApiState>) -> OpenApiRouter<ApiState> {
+    let (routes, document) = router.split_for_parts();
+    let mut router = OpenApiRouter::from(routes.method_not_allowed_fallback(wrong_method));
+    *router.get_openapi_mut() = document;
+    router
 }
 
 async fn wrong_method() -> Response {
@@ -120,7 +128,8 @@ pub fn openapi() -> Result<String, serde_json::Error> {
 pub fn service(state: ApiState) -> NormalizePath<Router> {
     let (routes, document) = described(&state);
     let document = Bytes::from(document.to_json().unwrap_or_default());
-    let pages = docs::router(document).layer(middleware::from_fn_with_state(state.clone(), guard_pages));
+    let pages = docs::router(document).method_not_allowed_fallback(wrong_method);
+    let pages = pages.layer(middleware::from_fn_with_state(state.clone(), guard_pages));
     let router = routes
         .merge(pages)
         .route("/api/health", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }))
@@ -134,7 +143,58 @@ pub fn service(state: ApiState) -> NormalizePath<Router> {
 
 #[cfg(test)]
 mod tests {
-    use super::openapi;
+    use axum::body::Body;
+    use http::{Request, StatusCode};
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+    use tower::ServiceExt;
+
+    use super::{openapi, service};
+    use crate::state::{ApiOptions, ApiState, AuthMode, Phase};
+
+    async fn answer(phase: Phase, auth: AuthMode, method: &str, path: &str) -> (StatusCode, Value) {
+        let (_sender, phase) = tokio::sync::watch::channel(phase);
+        let service = service(ApiState::new(phase, ApiOptions { auth, ..ApiOptions::default() }));
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
+        let response = service.oneshot(request).await.expect("an answer");
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        (status, serde_json::from_slice(&body).expect("an object"))
+    }
+
+    #[tokio::test]
+    async fn strangers_do_not_learn_what_there_is() {
+        for (method, path) in [
+            ("GET", "/api/models"),
+            ("BREW", "/api/models"),
+            ("DELETE", "/api/cluster"),
+            ("GET", "/api/nothing"),
+            ("POST", "/api/docs"),
+            ("POST", "/metrics"),
+        ] {
+            let (status, body) = answer(Phase::Starting, AuthMode::Required, method, path).await;
+            assert_eq!((status, body["code"].as_str()), (StatusCode::UNAUTHORIZED, Some("UNAUTHORIZED")), "{path}");
+        }
+        let (status, body) = answer(Phase::Starting, AuthMode::None, "DELETE", "/api/cluster").await;
+        assert_eq!((status, body["code"].as_str()), (StatusCode::METHOD_NOT_ALLOWED, Some("METHOD_NOT_ALLOWED")));
+        let (status, body) = answer(Phase::Starting, AuthMode::None, "POST", "/health").await;
+        assert_eq!((status, body["code"].as_str()), (StatusCode::METHOD_NOT_ALLOWED, Some("METHOD_NOT_ALLOWED")));
+    }
+
+    #[tokio::test]
+    async fn why_it_has_stopped_is_not_for_strangers() {
+        let stopped = Phase::Stopped("/var/lib/muster/raft is damaged".to_owned());
+        let (status, body) = answer(stopped, AuthMode::Required, "GET", "/ready").await;
+        assert_eq!((status, body["detail"].as_str()), (StatusCode::SERVICE_UNAVAILABLE, Some("it has stopped")));
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_no_text_is_an_error_like_any_other() {
+        for path in ["/api/models/%FF", "/api/nodes/%C3%28", "/api/credentials/%80"] {
+            let (status, body) = answer(Phase::Starting, AuthMode::None, "GET", path).await;
+            assert_eq!((status, body["code"].as_str()), (StatusCode::BAD_REQUEST, Some("BAD_REQUEST")), "{path}");
+        }
+    }
 
     /// The description lies in the repository, so that a change of the API shows in a change of that file.
     #[test]

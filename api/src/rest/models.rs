@@ -1,7 +1,7 @@
 //! `/api/models`: the model registry of seed 000, with the fields of seed 002.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use http::StatusCode;
 use muster_cluster::ids::{ModelId, NodeId};
@@ -12,6 +12,7 @@ use muster_cluster::sealing::SecretText;
 use muster_cluster::state::{Stored, View, api_key_name, is_id, litellm_base, name_key};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use unicode_normalization::UnicodeNormalization;
 use url::{Host, Url};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -20,8 +21,9 @@ use uuid::Uuid;
 
 use crate::error::{ApiError, ErrorBody};
 use crate::fields::{Fields, Given, MAX_INTEGER};
-use crate::request::{Body, Page, Paged, Read, Write, tagged, time, unexpected};
+use crate::request::{Body, Page, Paged, Path, Read, Write, tagged, time, unexpected};
 use crate::state::{ApiState, Member};
+use crate::upstream::check_url;
 
 /// Providers whose address is known; every other needs a `baseUrl`.
 const KNOWN_ADDRESS: [&str; 17] = [
@@ -183,7 +185,8 @@ impl ModelEntry {
     }
 }
 
-/// What a caller may say of a model. For a change every field is optional, and `null` puts an optional one back.
+/// What a caller may say of a model. For a change every field is optional. `null` takes back the key and what may be null in
+/// the answer; `defaultTemperature` and `defaultTopP` go back to their defaults. No other field may be null.
 #[derive(Debug, ToSchema)]
 #[schema(rename_all = "camelCase")]
 #[expect(dead_code, reason = "the description of the body; it is read field by field")]
@@ -204,21 +207,30 @@ pub struct ModelInput {
     endpoint: Option<String>,
     description: Option<String>,
     /// `active` or `inactive`.
+    #[schema(nullable = false)]
     status: Option<String>,
     /// Another view of `status`.
+    #[schema(nullable = false)]
     is_enabled: Option<bool>,
     /// The provider's key. It is sealed, and never shown again.
     api_key: Option<String>,
     /// The name of a secret, or `env:NAME`.
     api_key_ref: Option<String>,
+    #[schema(nullable = false)]
     max_tokens: Option<u64>,
+    #[schema(nullable = false)]
     context_window: Option<u64>,
+    #[schema(nullable = false)]
     supports_vision: Option<bool>,
+    #[schema(nullable = false)]
     supports_tools: Option<bool>,
+    #[schema(nullable = false)]
     supports_streaming: Option<bool>,
     default_temperature: Option<f64>,
     default_top_p: Option<f64>,
+    #[schema(nullable = false)]
     default_max_tokens: Option<u64>,
+    #[schema(nullable = false)]
     priority: Option<i64>,
     /// USD per million tokens. `costPerInputToken` is another name.
     price_per_million_input_tokens: Option<f64>,
@@ -242,14 +254,7 @@ struct Draft {
 fn read(fields: &mut Fields) -> Result<Draft, ApiError> {
     fields.ignore(&OURS);
     let mut clear = Vec::new();
-    let status = fields.word("status", &["active", "inactive"]).map(|word| word == "active");
-    let enabled = fields.boolean("isEnabled");
-    let active = match (status.value(), enabled.value()) {
-        (Some(status), Some(enabled)) if status != enabled => {
-            return Err(ApiError::Senseless("status and isEnabled say different things".to_owned()));
-        }
-        (status, enabled) => status.or(enabled),
-    };
+    let active = active(fields)?;
     let base_url = fields.synonym(("baseUrl", "endpoint"), |fields, field| fields.text(field))?;
     if let Given::Value(url) = &base_url
         && let Err(why) = check_url(url)
@@ -269,7 +274,8 @@ fn read(fields: &mut Fields) -> Result<Draft, ApiError> {
     optional(price_input.is_null(), ModelField::PriceInput);
     optional(price_output.is_null(), ModelField::PriceOutput);
     optional(price_cached.is_null(), ModelField::PriceCachedInput);
-    let description = text(fields, "description", DESCRIPTION_LIMIT);
+    let description = fields.text("description");
+    let description = checked(fields, "description", DESCRIPTION_LIMIT, Lines::Many, description);
     // As in the product that the seed describes, a blank description is none.
     optional(description.is_null() || description == Given::Value(String::new()), ModelField::Description);
     let api_key_ref = text(fields, "apiKeyRef", TEXT_LIMIT);
@@ -292,15 +298,15 @@ fn read(fields: &mut Fields) -> Result<Draft, ApiError> {
             base_url: base_url.value(),
             active,
             api_key_ref: not_blank(api_key_ref.value()),
-            max_tokens: fields.integer("maxTokens", 1, MAX_INTEGER).value(),
-            context_window: fields.integer("contextWindow", 1, MAX_INTEGER).value(),
-            supports_vision: fields.boolean("supportsVision").value(),
-            supports_tools: fields.boolean("supportsTools").value(),
-            supports_streaming: fields.boolean("supportsStreaming").value(),
+            max_tokens: count(fields, "maxTokens"),
+            context_window: count(fields, "contextWindow"),
+            supports_vision: boolean(fields, "supportsVision"),
+            supports_tools: boolean(fields, "supportsTools"),
+            supports_streaming: boolean(fields, "supportsStreaming"),
             default_temperature: temperature.value(),
             default_top_p: top_p.value(),
-            default_max_tokens: fields.integer("defaultMaxTokens", 1, MAX_INTEGER).value(),
-            priority: fields.signed("priority", -1_000_000, 1_000_000).value(),
+            default_max_tokens: count(fields, "defaultMaxTokens"),
+            priority: priority(fields),
             price_input: price_input.value(),
             price_output: price_output.value(),
             price_cached_input: price_cached.value(),
@@ -312,33 +318,70 @@ fn read(fields: &mut Fields) -> Result<Draft, ApiError> {
     })
 }
 
-/// An optional text of at most so many characters.
-fn text(fields: &mut Fields, field: &str, limit: usize) -> Given<String> {
-    let given = fields.text(field);
-    if let Given::Value(text) = &given
-        && text.chars().count() > limit
-    {
-        fields.wrong(field, format!("must have at most {limit} characters"));
+/// A text of at most so many characters. In one of a single line there are no control characters.
+fn checked(fields: &mut Fields, field: &str, limit: usize, lines: Lines, given: Given<String>) -> Given<String> {
+    if let Given::Value(text) = &given {
+        if text.chars().count() > limit {
+            fields.wrong(field, format!("must have at most {limit} characters"));
+        } else if lines == Lines::One && text.chars().any(char::is_control) {
+            fields.wrong(field, "must not contain control characters");
+        }
     }
     given
 }
 
-/// A text that may be left out of a change, but not be empty.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    One,
+    Many,
+}
+
+/// An optional text of one line.
+fn text(fields: &mut Fields, field: &str, limit: usize) -> Given<String> {
+    let given = fields.text(field);
+    checked(fields, field, limit, Lines::One, given)
+}
+
+/// A text of one line that may be left out of a change, but not be empty. It is kept in the normal form, in which equal texts
+/// have equal bytes.
 fn required_text(fields: &mut Fields, field: &str, limit: usize) -> Option<String> {
-    match text(fields, field, limit) {
-        Given::Absent => None,
-        Given::Null => {
-            fields.wrong(field, "must be a string");
-            None
+    let given = fields.text(field).map(|text| normal(&text));
+    let given = checked(fields, field, limit, Lines::One, given);
+    let text = fields.not_null(field, given)?;
+    if text.is_empty() {
+        fields.wrong(field, "must not be blank");
+    }
+    Some(text)
+}
+
+fn normal(text: &str) -> String {
+    text.nfc().collect()
+}
+
+fn boolean(fields: &mut Fields, field: &str) -> Option<bool> {
+    let given = fields.boolean(field);
+    fields.not_null(field, given)
+}
+
+fn count(fields: &mut Fields, field: &str) -> Option<u64> {
+    let given = fields.integer(field, 1, MAX_INTEGER);
+    fields.not_null(field, given)
+}
+
+fn priority(fields: &mut Fields) -> Option<i64> {
+    let given = fields.signed("priority", -1_000_000, 1_000_000);
+    fields.not_null("priority", given)
+}
+
+/// Whether it is in use, from its two views.
+fn active(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
+    let status = fields.word("status", &["active", "inactive"]).map(|word| word == "active");
+    let status = fields.not_null("status", status);
+    match (status, boolean(fields, "isEnabled")) {
+        (Some(status), Some(enabled)) if status != enabled => {
+            Err(ApiError::Senseless("status and isEnabled say different things".to_owned()))
         }
-        Given::Value(text) => {
-            if text.is_empty() {
-                fields.wrong(field, "must not be blank");
-            } else if text.chars().any(char::is_control) {
-                fields.wrong(field, "must not contain control characters");
-            }
-            Some(text)
-        }
+        (status, enabled) => Ok(status.or(enabled)),
     }
 }
 
@@ -358,29 +401,6 @@ fn provider(fields: &mut Fields) -> Option<String> {
         fields.wrong("provider", "must not contain a slash");
     }
     Some(provider)
-}
-
-/// Whether a model can be reached there. Addresses that lead to a machine's own secrets are refused.
-fn check_url(text: &str) -> Result<(), &'static str> {
-    if text.len() > TEXT_LIMIT {
-        return Err("must have at most 2048 characters");
-    }
-    let url = Url::parse(text).map_err(|_| "must be an http or https URL")?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err("must be an http or https URL");
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("must not carry a user or a password; use apiKey");
-    }
-    let refused = match url.host() {
-        Some(Host::Ipv4(address)) => address.is_link_local(),
-        Some(Host::Ipv6(address)) => {
-            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some_and(|address| address.is_link_local())
-        }
-        Some(Host::Domain(domain)) => domain.trim_end_matches('.') == "metadata.google.internal",
-        None => return Err("must be an http or https URL"),
-    };
-    if refused { Err("must not be a link-local or metadata address") } else { Ok(()) }
 }
 
 fn is_loopback(text: &str) -> bool {
@@ -407,7 +427,8 @@ fn check_node(view: &View, fields: &ModelFields) -> Result<(), ApiError> {
 }
 
 fn find(view: &View, reference: &str) -> Result<Stored<Model>, ApiError> {
-    view.find_model(reference)?.ok_or_else(|| ApiError::NotFound("there is no model of this id or name".to_owned()))
+    view.find_model(&normal(reference))?
+        .ok_or_else(|| ApiError::NotFound("there is no model of this id or name".to_owned()))
 }
 
 fn seal(member: &Member, id: ModelId, key: Given<String>) -> Result<Option<muster_cluster::rows::Sealed>, ApiError> {
@@ -627,28 +648,9 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::json;
 
-    #[test]
-    fn addresses_that_lead_to_secrets_are_refused() {
-        for good in ["http://ollama:11434/v1", "https://api.example.com", "http://127.0.0.1:9/v1", "http://[::1]:8/"] {
-            assert_eq!(check_url(good), Ok(()), "{good}");
-        }
-        for bad in [
-            "ftp://x",
-            "not a url",
-            "http://",
-            "/v1",
-            "http://169.254.169.254/latest",
-            "http://2852039166/",
-            "http://[fe80::1]/",
-            "http://[::ffff:169.254.169.254]/",
-            "http://metadata.google.internal./",
-            "http://user:password@host/",
-        ] {
-            assert!(check_url(bad).is_err(), "{bad}");
-        }
-    }
+    use super::*;
 
     #[test]
     fn loopback_is_recognised() {
@@ -676,5 +678,57 @@ mod tests {
             parse(r#"{"pricePerMillionInputTokens": 1, "costPerInputToken": 2}"#),
             Err(ApiError::Senseless(_))
         ));
+    }
+
+    fn wrong(body: &Value) -> Vec<(String, String)> {
+        let mut fields = Fields::parse(body.to_string().as_bytes()).expect("an object");
+        let _ = read(&mut fields).map_err(|error| panic!("{error}"));
+        match fields.finish() {
+            Ok(()) => Vec::new(),
+            Err(ApiError::Invalid(errors)) => errors.into_iter().map(|error| (error.field, error.why)).collect(),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn null_is_refused_where_it_means_nothing() {
+        for field in [
+            "name",
+            "provider",
+            "modelId",
+            "status",
+            "isEnabled",
+            "maxTokens",
+            "contextWindow",
+            "supportsVision",
+            "supportsTools",
+            "supportsStreaming",
+            "defaultMaxTokens",
+            "priority",
+        ] {
+            let expected = (field.to_owned(), "must not be null".to_owned());
+            assert_eq!(wrong(&json!({ field: null })), [expected], "{field}");
+        }
+        for field in ["description", "baseUrl", "apiKey", "apiKeyRef", "defaultTemperature", "metadata", "nodeId"] {
+            assert_eq!(wrong(&json!({ field: null })), [], "{field}");
+        }
+    }
+
+    #[test]
+    fn what_goes_into_headers_has_one_line() {
+        for field in ["name", "provider", "modelId", "apiKey", "apiKeyRef"] {
+            assert_eq!(wrong(&json!({ field: "a\r\nb" })).len(), 1, "{field}");
+        }
+        assert_eq!(wrong(&json!({ "baseUrl": "http://a/\nb" })).len(), 1);
+        assert_eq!(wrong(&json!({ "description": "a\nb" })), []);
+    }
+
+    #[test]
+    fn equal_names_have_equal_bytes() {
+        let mut fields =
+            Fields::parse("{\"name\": \"Cafe\u{301}\", \"provider\": \"e\u{301}\"}".as_bytes()).expect("parses");
+        let draft = read(&mut fields).expect("a draft");
+        assert_eq!(draft.fields.name(), "Caf\u{e9}");
+        assert_eq!(draft.fields.provider(), "\u{e9}");
     }
 }

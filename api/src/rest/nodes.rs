@@ -1,7 +1,7 @@
 //! `/api/nodes`: the nodes of the fleet (seed 004).
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use muster_cluster::ids::NodeId;
 use muster_cluster::rows::Node;
@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::{ApiError, ErrorBody};
-use crate::request::{Page, Paged, Read, tagged, time};
+use crate::request::{Page, Paged, Path, Read, tagged, time};
 use crate::state::{ApiState, Member};
 
 /// A node of the fleet.

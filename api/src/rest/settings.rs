@@ -5,16 +5,16 @@ use axum::extract::State;
 use axum::response::Response;
 use muster_cluster::rows::{Settings, SettingsAnswer, UpdateSettings, answer::Outcome, command};
 use serde::Serialize;
-use url::Url;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::{Principal, Role};
 use crate::error::{ApiError, ErrorBody};
-use crate::fields::{Fields, Given};
+use crate::fields::Fields;
 use crate::request::{Body, Read, Write, tagged, unexpected};
 use crate::state::ApiState;
+use crate::upstream::check_url;
 
 const TEXT_LIMIT: usize = 2048;
 
@@ -107,12 +107,12 @@ fn read(fields: &mut Fields) -> (Settings, Vec<String>) {
         start_timeout_seconds: integer(fields, "start_timeout_seconds", 60, 86_400),
         preferred_container_runtime: {
             let given = fields.word("preferred_container_runtime", &["docker", "podman"]);
-            not_null(fields, "preferred_container_runtime", given).map(ToOwned::to_owned)
+            fields.not_null("preferred_container_runtime", given).map(ToOwned::to_owned)
         },
         default_port: integer(fields, "default_port", 1024, 65_535),
         default_gpu_fraction: {
             let given = fields.number("default_gpu_fraction", 0.05, 1.0);
-            not_null(fields, "default_gpu_fraction", given)
+            fields.not_null("default_gpu_fraction", given)
         },
         default_duration_choice: duration_choice(fields),
         default_vllm_version: text(fields, "default_vllm_version"),
@@ -132,26 +132,19 @@ fn read(fields: &mut Fields) -> (Settings, Vec<String>) {
     (settings, reset)
 }
 
-fn not_null<T>(fields: &mut Fields, field: &str, given: Given<T>) -> Option<T> {
-    if given.is_null() {
-        fields.wrong(field, "must not be null");
-    }
-    given.value()
-}
-
 fn boolean(fields: &mut Fields, field: &str) -> Option<bool> {
     let given = fields.boolean(field);
-    not_null(fields, field, given)
+    fields.not_null(field, given)
 }
 
 fn integer(fields: &mut Fields, field: &str, min: u64, max: u64) -> Option<u64> {
     let given = fields.integer(field, min, max);
-    not_null(fields, field, given)
+    fields.not_null(field, given)
 }
 
 fn text(fields: &mut Fields, field: &str) -> Option<String> {
     let given = fields.text(field);
-    let text = not_null(fields, field, given)?;
+    let text = fields.not_null(field, given)?;
     if text.len() > TEXT_LIMIT || text.chars().any(char::is_control) {
         fields.wrong(field, format!("must have at most {TEXT_LIMIT} bytes and no control characters"));
     }
@@ -169,9 +162,10 @@ fn duration_choice(fields: &mut Fields) -> Option<String> {
 
 fn webhook_url(fields: &mut Fields) -> Option<String> {
     let address = text(fields, "webhook_url")?;
-    let is_web = |url: Url| matches!(url.scheme(), "http" | "https");
-    if !address.is_empty() && !Url::parse(&address).is_ok_and(is_web) {
-        fields.wrong("webhook_url", "must be empty or an http or https URL");
+    if !address.is_empty()
+        && let Err(why) = check_url(&address)
+    {
+        fields.wrong("webhook_url", format!("must be empty or the address of a server: it {why}"));
     }
     Some(address)
 }
@@ -270,6 +264,8 @@ mod tests {
             (json!({"webhook_url": ""}), true),
             (json!({"webhook_url": "https://hooks.example.com/x"}), true),
             (json!({"webhook_url": "ftp://x"}), false),
+            (json!({"webhook_url": "http://169.254.169.254/latest"}), false),
+            (json!({"webhook_url": "https://user:password@hooks.example.com/"}), false),
             (json!({"default_max_failed_restarts": null}), true),
             (json!({"default_port": null}), false),
             (json!({"gateway_enabled": "true"}), false),

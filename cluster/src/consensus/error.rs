@@ -44,6 +44,9 @@ pub enum ProposeError {
 /// Why a read has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
+    /// Another node leads, and this one is to be asked.
+    #[error("node {0} leads")]
+    NotLeader(NodeId),
     /// No quorum confirmed in time that this node's state is the newest. It may help to try again.
     #[error("no quorum confirms that this is the newest state")]
     NoQuorum,

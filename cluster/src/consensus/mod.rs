@@ -2,10 +2,14 @@
 
 mod alone;
 mod config;
+mod convert;
 mod error;
+mod forward;
 mod in_flight;
 mod log_store;
+mod network;
 mod raft;
+mod service;
 mod state_machine;
 mod timing;
 
@@ -16,6 +20,7 @@ mod restart;
 
 pub use config::{Answer, Proposal, TypeConfig};
 pub use error::{ProposeError, ReadError};
+pub use forward::answer_reads;
 pub use log_store::LogStore;
 pub use raft::{Consensus, MAX_COMMAND, Options, Role, Status, parse_retry_key, retry_key};
 pub use state_machine::{SnapshotBuilder, StateMachine};

@@ -1,26 +1,37 @@
 //! A running Raft: writes go in, views come out.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
-use openraft::{Instant, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{ChangeMembers, EmptyNode, Instant, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use prost::Message;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant as Moment;
+use tonic::service::interceptor::InterceptedService;
 
 use super::alone::Alone;
 use super::error::{ProposeError, ReadError};
+use super::forward::{Forward, Waiting, reads};
 use super::in_flight::InFlight;
+use super::network::{MESSAGE_LIMIT, Network};
+use super::service::{MeshService, RaftService};
 use super::timing::Timing;
 use super::{LogStore, Proposal, StateMachine, TypeConfig};
 use crate::clock::Clock;
 use crate::ids::NodeId;
 use crate::rows::{Answer, ClientSeq, Command, Once, Origin, command, once};
 use crate::state::{Fleet, Published, View};
-use crate::storage::{LogStats, NodeStorage, RaftLog, StateStats, StateStore, StoreError};
+use crate::storage::{
+    DirectoryLock, LogStats, NodeStorage, RaftLog, SnapshotStore, StateStats, StateStore, StoreError,
+};
+use crate::transport::{Channels, Check};
+use crate::wire::mesh_server::MeshServer;
+use crate::wire::raft_server::RaftServer;
 
 /// The longest command, in bytes as encoded.
 pub const MAX_COMMAND: usize = 16 * 1024;
@@ -30,6 +41,12 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a read may wait for the confirmation that the state is the newest.
 const READ_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long to wait before asking the leader again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the leader's stamp adds to a command at most, in bytes.
+const STAMP: usize = 11;
 
 /// After so many entries a snapshot is built, and so many are kept behind it for those who lag.
 const SNAPSHOT_ENTRIES: u64 = 5000;
@@ -81,9 +98,12 @@ pub struct Status {
     pub stopped: Option<String>,
 }
 
+/// The state machine of a fleet.
+pub(super) type Machine = StateMachine<Fleet>;
+
 /// The replicated log and state of this node.
 pub struct Consensus {
-    raft: Raft<TypeConfig, StateMachine<Fleet>>,
+    raft: Raft<TypeConfig, Machine>,
     node: NodeId,
     client: [u8; 16],
     writes: InFlight,
@@ -92,6 +112,12 @@ pub struct Consensus {
     timing: Timing,
     log: Arc<RaftLog>,
     state: Arc<StateStore>,
+    snapshots: Arc<SnapshotStore>,
+    lock: Weak<DirectoryLock>,
+    /// How to ask the leader; a node that founds a fleet has nobody to ask.
+    pub(super) forward: Option<Forward>,
+    to_reads: mpsc::Sender<Waiting>,
+    reads: Mutex<Option<mpsc::Receiver<Waiting>>>,
 }
 
 /// What a running Raft needs.
@@ -105,6 +131,8 @@ pub struct Options {
     pub timing: Timing,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
+    /// The way to the other nodes; none while a fleet is being founded.
+    pub channels: Option<Arc<Channels>>,
 }
 
 fn raft_config(timing: Timing) -> Result<openraft::Config, String> {
@@ -136,13 +164,22 @@ impl Consensus {
     /// # Errors
     /// When Raft does not start; the reason.
     pub async fn start(opened: NodeStorage, options: Options) -> Result<Self, String> {
+        let lock = Arc::downgrade(&opened.lock);
         let (log, state, snapshots) = (Arc::new(opened.log), Arc::new(opened.state), Arc::new(opened.snapshots));
-        let machine = StateMachine::new(Fleet, opened.tables, opened.applied, Arc::clone(&state), snapshots);
+        let machine =
+            StateMachine::new(Fleet, opened.tables, opened.applied, Arc::clone(&state), Arc::clone(&snapshots));
         let published = machine.published();
         let log_store = LogStore::new(Arc::clone(&log), Arc::clone(&state));
         let config = Arc::new(raft_config(options.timing)?);
-        let raft =
-            Raft::new(options.node, config, Alone, log_store, machine).await.map_err(|error| error.to_string())?;
+        let raft = match &options.channels {
+            Some(channels) => {
+                let network = Network { channels: Arc::clone(channels) };
+                Raft::new(options.node, config, network, log_store, machine).await
+            }
+            None => Raft::new(options.node, config, Alone, log_store, machine).await,
+        };
+        let raft = raft.map_err(|error| error.to_string())?;
+        let (to_reads, reads) = reads();
         let mut client = [0; 16];
         client[..8].copy_from_slice(&options.node.0.to_be_bytes());
         client[8..].copy_from_slice(&options.process.to_be_bytes());
@@ -156,6 +193,11 @@ impl Consensus {
             timing: options.timing,
             log,
             state,
+            snapshots,
+            lock,
+            forward: options.channels.map(|channels| Forward { channels }),
+            to_reads,
+            reads: Mutex::new(Some(reads)),
         };
         consensus.stand_if_alone().await;
         Ok(consensus)
@@ -219,18 +261,63 @@ impl Consensus {
         self.write(Origin { once: None::<Once>, ..origin }, body).await
     }
 
+    /// Writes through whoever leads, and tries again while that is safe: a write that is remembered, until it has an answer;
+    /// any other only as long as it has certainly not been done.
     async fn write(&self, origin: Origin, body: command::Body) -> Result<Answer, ProposeError> {
-        let retry_key = origin.once.as_ref().and_then(retry_key);
-        let command = Command { time_ms: self.clock.now_ms(), origin: Some(origin), body: Some(body) };
-        let command = command.encode_to_vec();
+        let once = origin.once.clone();
+        let retry_key = once.as_ref().and_then(retry_key);
+        let command = Command { time_ms: 0, origin: Some(origin), body: Some(body) };
+        let bytes = command.encoded_len() + STAMP;
+        if bytes > MAX_COMMAND {
+            return Err(ProposeError::TooLarge { bytes, limit: MAX_COMMAND });
+        }
+        let deadline = Moment::now() + WRITE_LIMIT;
+        let mut maybe_done = false;
+        loop {
+            let left = deadline.saturating_duration_since(Moment::now());
+            let error = match self.attempt(&command, left).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let again = match &error {
+                ProposeError::NoLeader | ProposeError::NotLeader(_) => true,
+                ProposeError::Unknown { .. } => {
+                    maybe_done = true;
+                    once.is_some()
+                }
+                // Raft may have stopped with the write already in its log.
+                ProposeError::Stopped(_) | ProposeError::Answer(_) => {
+                    maybe_done = true;
+                    false
+                }
+                _ => false,
+            };
+            if !again || Moment::now() + RETRY_PAUSE >= deadline {
+                return Err(if maybe_done { ProposeError::Unknown { waited: WRITE_LIMIT, retry_key } } else { error });
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn attempt(&self, command: &Command, limit: Duration) -> Result<Answer, ProposeError> {
+        let here = tokio::time::timeout(limit, self.write_here(command.clone())).await;
+        match (here.unwrap_or(Err(ProposeError::Unknown { waited: limit, retry_key: None })), &self.forward) {
+            (Err(ProposeError::NotLeader(leader)), Some(forward)) if leader != self.node => {
+                forward.propose(leader, command, limit).await
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    /// Writes if this node leads: stamps the command with the time and has it committed.
+    pub(super) async fn write_here(&self, command: Command) -> Result<Answer, ProposeError> {
+        let command = Command { time_ms: self.clock.now_ms(), ..command }.encode_to_vec();
         if command.len() > MAX_COMMAND {
             return Err(ProposeError::TooLarge { bytes: command.len(), limit: MAX_COMMAND });
         }
-        let writing = self.raft.client_write(Proposal(command.into()));
-        match tokio::time::timeout(WRITE_LIMIT, writing).await {
-            Err(_) => Err(ProposeError::Unknown { waited: WRITE_LIMIT, retry_key }),
-            Ok(Ok(done)) => Answer::decode(done.data.0).map_err(|error| ProposeError::Answer(error.to_string())),
-            Ok(Err(error)) => Err(write_error(error, retry_key)),
+        match self.raft.client_write(Proposal(command.into())).await {
+            Ok(done) => Answer::decode(done.data.0).map_err(|error| ProposeError::Answer(error.to_string())),
+            Err(error) => Err(write_error(error)),
         }
     }
 
@@ -246,10 +333,73 @@ impl Consensus {
     /// When no quorum confirms it within two seconds.
     pub async fn linearizable(&self) -> Result<View, ReadError> {
         let reading = async {
-            let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(read_error)?;
-            Ok(self.published.reached(linearizer.read_log_id().index()).await)
+            loop {
+                let (to_reader, index) = oneshot::channel();
+                let ended = |()| ReadError::Stopped("it is stopping".to_owned());
+                self.to_reads.send(to_reader).await.map_err(|_| ended(()))?;
+                match index.await.map_err(|_| ended(()))? {
+                    Ok(index) => return Ok(self.published.reached(index).await),
+                    Err(ReadError::NoQuorum | ReadError::NotLeader(_)) => tokio::time::sleep(RETRY_PAUSE).await,
+                    Err(error) => return Err(error),
+                }
+            }
         };
         tokio::time::timeout(READ_LIMIT, reading).await.unwrap_or(Err(ReadError::NoQuorum))
+    }
+
+    /// The index that a linearizable read must wait for, if this node leads.
+    pub(super) async fn read_index_here(&self) -> Result<u64, ReadError> {
+        let reading = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+        match tokio::time::timeout(READ_LIMIT, reading).await {
+            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
+            Ok(Err(error)) => Err(read_error(error)),
+            Err(_) => Err(ReadError::NoQuorum),
+        }
+    }
+
+    /// The reads that wait; whoever takes them answers them (see `forward`).
+    pub(super) fn take_reads(&self) -> Option<mpsc::Receiver<Waiting>> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Takes part in Raft and answers what other nodes ask, on the mesh listener.
+    pub(crate) fn services(self: &Arc<Self>, check: &Check) -> tonic::service::RoutesBuilder {
+        let raft = RaftService { raft: self.raft.clone(), snapshots: Arc::clone(&self.snapshots) };
+        let raft = RaftServer::new(raft).max_decoding_message_size(MESSAGE_LIMIT);
+        let mesh = MeshServer::new(MeshService { consensus: Arc::clone(self) });
+        let mesh = mesh.max_decoding_message_size(2 * MAX_COMMAND);
+        let mut routes = tonic::service::Routes::builder();
+        routes.add_service(InterceptedService::new(raft, check.clone()));
+        routes.add_service(InterceptedService::new(mesh, check.clone()));
+        routes
+    }
+
+    /// Has these nodes hold the log and the state without voting.
+    ///
+    /// # Errors
+    /// When this node does not lead, or another change is under way.
+    pub async fn add_standbys(&self, nodes: BTreeSet<NodeId>) -> Result<(), String> {
+        let nodes = nodes.into_iter().map(|node| (node, EmptyNode {})).collect();
+        let changed = self.raft.change_membership(ChangeMembers::AddNodes(nodes), true).await;
+        changed.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Has these nodes vote, and no others; those that did stay as standbys.
+    ///
+    /// # Errors
+    /// When this node does not lead, or another change is under way.
+    pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), String> {
+        let changed = self.raft.change_membership(ChangeMembers::ReplaceAllVoters(voters), true).await;
+        changed.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// How far the log of each other node has come. On the leader only.
+    #[must_use]
+    pub fn matched(&self) -> BTreeMap<NodeId, u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.iter().flatten();
+        replication.map(|(node, id)| (*node, id.as_ref().map_or(0, |id| id.index))).collect()
     }
 
     /// Where this node stands.
@@ -327,6 +477,12 @@ impl Consensus {
         }
     }
 
+    /// Is gone once nobody holds the data directory any more.
+    #[must_use]
+    pub fn lock(&self) -> Weak<DirectoryLock> {
+        Weak::clone(&self.lock)
+    }
+
     /// Stops Raft and writes everything that is owed. The data directory is let go of when the value is dropped.
     ///
     /// # Errors
@@ -372,17 +528,20 @@ fn elsewhere(forward: &ForwardToLeader<TypeConfig>) -> ProposeError {
     forward.leader_id.map_or(ProposeError::NoLeader, ProposeError::NotLeader)
 }
 
-fn write_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>, retry_key: Option<String>) -> ProposeError {
+fn write_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ProposeError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => elsewhere(&forward),
-        RaftError::APIError(_) => ProposeError::Unknown { waited: Duration::ZERO, retry_key },
+        RaftError::APIError(_) => ProposeError::Unknown { waited: Duration::ZERO, retry_key: None },
         RaftError::Fatal(fatal) => ProposeError::Stopped(fatal.to_string()),
     }
 }
 
 fn read_error(error: RaftError<TypeConfig, LinearizableReadError<TypeConfig>>) -> ReadError {
     match error {
-        RaftError::APIError(_) => ReadError::NoQuorum,
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+            forward.leader_id.map_or(ReadError::NoQuorum, ReadError::NotLeader)
+        }
+        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => ReadError::NoQuorum,
         RaftError::Fatal(fatal) => ReadError::Stopped(fatal.to_string()),
     }
 }

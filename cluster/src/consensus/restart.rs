@@ -14,7 +14,7 @@ use super::{LogStore, Proposal, StateMachine, TypeConfig};
 use crate::ids::NodeId;
 use crate::state::{ApplyError, Machine, TableId, Tables};
 use crate::storage::testing::options;
-use crate::storage::{LogId, NodeStorage};
+use crate::storage::{LogId, NodeStorage, OpenError};
 
 const TABLE: TableId = TableId(1);
 const NODE: NodeId = NodeId(1);
@@ -34,6 +34,19 @@ impl Machine for Assign {
     }
 }
 
+/// Opens the directory, once the tasks of the Raft that was stopped before have let go of it.
+fn open(directory: &Path) -> NodeStorage {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        match NodeStorage::open(directory, &options()) {
+            Err(OpenError::InUse(_)) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            opened => return opened.expect("opens"),
+        }
+    }
+}
+
 struct Node {
     raft: Raft<TypeConfig, StateMachine<Assign>>,
     log: Arc<crate::storage::RaftLog>,
@@ -42,7 +55,7 @@ struct Node {
 
 impl Node {
     async fn start(directory: &Path) -> Self {
-        let opened = NodeStorage::open(directory, &options()).expect("opens");
+        let opened = open(directory);
         let (log, state, snapshots) = (Arc::new(opened.log), Arc::new(opened.state), Arc::new(opened.snapshots));
         let config = Config {
             heartbeat_interval: 50,
@@ -85,7 +98,7 @@ impl Node {
 
 /// What lies on the disk of a stopped node.
 fn content(directory: &Path) -> (NodeStorage, BTreeMap<String, String>) {
-    let opened = NodeStorage::open(directory, &options()).expect("opens");
+    let opened = open(directory);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let content = opened.tables.range(TABLE, b"").map(|(key, record)| (text(key), text(&record.value))).collect();
     (opened, content)

@@ -4,6 +4,7 @@
 //! is cancelled when this node stops leading. That a node believes it leads proves nothing: every command of a duty carries
 //! the office, and `apply` refuses one of an older office.
 
+mod membership;
 mod retention;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use membership::{Membership, target_voters};
 pub use retention::Retention;
 
 use crate::consensus::{Consensus, ProposeError, Role};

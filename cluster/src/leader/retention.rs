@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 
 use super::{Duty, Leader};
 use crate::ids::{CredentialId, LogTime};
-use crate::rows::{Sweep, command::Body};
+use crate::rows::{Sweep, answer::Outcome, command::Body};
 use crate::state::{Damaged, SWEEP_LIMIT, View, has_expired};
 
 /// The audit trail in the state: so many entries, and so long.
@@ -54,17 +54,24 @@ impl Duty for Retention {
 async fn pass(leader: &Leader) -> Result<bool, String> {
     let published = leader.consensus().published();
     let now = published.time().map_err(|damaged| damaged.to_string())?;
-    let sweep = due(&published.view(), now).map_err(|damaged| damaged.to_string())?;
+    let view = published.view();
+    // It looks at every remembered answer, which must not delay a sign of life.
+    let looked = tokio::task::spawn_blocking(move || due(&view, now)).await;
+    let sweep = looked.map_err(|error| error.to_string())?.map_err(|damaged| damaged.to_string())?;
     if sweep == Sweep::default() {
         return Ok(false);
     }
     let body = Body::Sweep(Sweep { office: leader.office().0, ..sweep });
-    leader.propose("retention", body).await.map(|_| true).map_err(|error| error.to_string())
+    let answer = leader.propose("retention", body).await.map_err(|error| error.to_string())?;
+    match answer.outcome {
+        Some(Outcome::Refusal(refusal)) => Err(refusal.message),
+        _ => Ok(true),
+    }
 }
 
 /// What has been kept long enough at this time, as far as one command can carry it.
 fn due(view: &View, now: LogTime) -> Result<Sweep, Damaged> {
-    let markers = view.markers_over(now, MARKERS_AT_ONCE)?;
+    let (markers, surplus) = view.markers_over(now, MARKERS_AT_ONCE)?;
     let mut credentials = Vec::new();
     for row in view.credentials(CredentialId(0)) {
         let (id, credential) = row?;
@@ -72,7 +79,7 @@ fn due(view: &View, now: LogTime) -> Result<Sweep, Damaged> {
             credentials.push(id.0);
         }
     }
-    Ok(Sweep { office: 0, markers, credentials, audit_before: audit_before(view, now)? })
+    Ok(Sweep { office: 0, markers, credentials, audit_before: audit_before(view, now)?, surplus })
 }
 
 /// Entries before this index are too many or too old; 0 if there are none.
@@ -114,12 +121,12 @@ mod tests {
                 let expires_ms = (index > 1).then_some(index * 2 * day);
                 put(tables, &index.to_be_bytes(), &Credential { expires_ms, ..Credential::default() }, index);
             }
-            for (key, days) in [("k-old", 8), ("k-new", 10), ("c-old", 9), ("c-new", 10)] {
+            for (key, days) in [("k-old", 8), ("k-new", 10), ("cA12345678", 9), ("cB12345678", 10)] {
                 put(tables, key.as_bytes(), &Marker { time_ms: days * day, ..Marker::default() }, 6);
             }
         });
         let sweep = due(&view, LogTime(10 * day + 1)).expect("readable");
-        assert_eq!(sweep.markers, ["c-old", "k-old"]);
+        assert_eq!(sweep.markers, ["cA12345678", "k-old"]);
         assert_eq!(sweep.credentials, [2, 3, 4, 5], "the first never expires");
         assert_eq!(sweep.audit_before, 2, "only the entry of the second day is older than seven");
         assert_eq!(due(&view, LogTime(0)).expect("readable"), Sweep::default());

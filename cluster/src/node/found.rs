@@ -1,20 +1,22 @@
 //! Founding a fleet: its first node, its keys, its first credentials.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::identity::{Identity, IdentityError, Stage, make_key};
+use super::identity::{Identity, IdentityError, NodeKeys, Stage};
 use super::{NodeOptions, StartError, close, open_consensus};
 use crate::consensus::{Consensus, ProposeError};
 use crate::ids::{FleetId, NodeId, StoreId};
 use crate::rows::{
-    Bootstrap, ConsoleKey, CredentialFields, GatewayKey, Node, Origin, Role, answer::Outcome, command::Body,
-    credential_fields::Kind,
+    Bootstrap, ConsoleKey, CredentialFields, GatewayKey, Node, Origin, Role, WrappedKey, answer::Outcome,
+    command::Body, credential_fields::Kind,
 };
-use crate::sealing::{DataKey, HolderKey, SealingError, SecretText, generate_key};
-use crate::state::{FEATURE_LEVELS, RECOVERY, key_hash};
-use crate::storage::{OpenError, make_directory, set_directory_aside};
+use crate::sealing::{DataKey, HolderKey, Keyring, SealingError, SecretText, generate_key};
+use crate::state::{FEATURE_LEVELS, key_hash};
+use crate::storage::{OpenError, StoreError, make_directory, set_directory_aside};
+use crate::transport::{Authority, CertificateError, TlsIdentity};
 
 /// How long the first election may take.
 const ELECTION_LIMIT: Duration = Duration::from_secs(60);
@@ -67,6 +69,9 @@ pub enum FoundingError {
     /// The node's identity could not be kept.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// There is no certificate.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// There is no key.
     #[error(transparent)]
     Sealing(#[from] SealingError),
@@ -121,36 +126,50 @@ async fn found_here(options: NodeOptions, founding: FoundingOptions) -> Result<F
         Some(token) => token.clone(),
         None => generate_key()?,
     };
+    make_directory(&options.directory).map_err(OpenError::from)?;
+    let _alone = only_founder(&options.directory)?;
     clear_the_ground(&options.directory)?;
     let store = StoreId::random();
     let fleet = FleetId::random();
-    let identity = Identity { fleet, node: NodeId(1), store, stage: Stage::Founding };
-    make_directory(&options.directory).map_err(OpenError::from)?;
+    let (authority, ca_certificate) = Authority::generate(fleet, SystemTime::now())?;
+    let mut identity = Identity {
+        fleet,
+        node: NodeId(1),
+        store,
+        stage: Stage::Founding,
+        generation: 1,
+        certificate: Vec::new(),
+        ca_certificate,
+        met: Vec::new(),
+    };
     identity.save(&options.directory)?;
-    let private = make_key(&options.directory)?;
+    let keys = NodeKeys::make(&options.directory)?;
+    let tls_key = TlsIdentity::public_key(&keys.tls)?;
+    identity.certificate = authority.sign(identity.node, &tls_key, SystemTime::now())?;
     let (gateway_key, recovery) = (generate_key()?, HolderKey::generate()?);
-    let data_key = DataKey::generate(1)?;
+    let keyring = Keyring::new(fleet, [DataKey::generate(1)?]).with_authority(1, authority.key());
+    let own = keyring.wrap_all(&keys.holder.public())?;
+    let own = own.into_iter().map(|key| WrappedKey { holder: identity.node.0, ..key });
     let command = Bootstrap {
         fleet_id: fleet.as_bytes().to_vec().into(),
         feature_level: *FEATURE_LEVELS.end(),
         node: Some(Node {
             id: identity.node.0,
             store_id: store.as_bytes().to_vec().into(),
-            sealing_key: private.public().into(),
+            sealing_key: keys.holder.public().into(),
+            tls_key: tls_key.into(),
             facts: Some(options.facts.clone()),
             ..Node::default()
         }),
-        keys: vec![
-            data_key.wrap(fleet, identity.node, &private.public())?,
-            data_key.wrap(fleet, RECOVERY, &recovery.public())?,
-        ],
+        keys: own.chain(keyring.wrap_all(&recovery.public())?).collect(),
+        ca_certificate: identity.ca_certificate.clone().into(),
         recovery_key: recovery.public().into(),
         credentials: vec![
             fields("bootstrap administrator", &admin_token, Kind::Console(ConsoleKey { role: Role::Admin.into() })),
             fields("bootstrap gateway key", &gateway_key, Kind::Gateway(GatewayKey {})),
         ],
     };
-    let consensus = Arc::new(open_consensus(&options, &identity, store).await?);
+    let consensus = Arc::new(open_consensus(&options, &identity, store, None).await?);
     let outcome = propose(&consensus, command).await;
     let closed = close(consensus).await.map_err(|error| StartError::Open(error.into()));
     outcome?;
@@ -170,10 +189,9 @@ async fn propose(consensus: &Consensus, command: Bootstrap) -> Result<(), Foundi
     let origin = Origin { principal: "bootstrap".to_owned(), ..Origin::default() };
     let deadline = tokio::time::Instant::now() + ELECTION_LIMIT;
     let answer = loop {
+        // It waits for a leader itself, for a while.
         match consensus.propose_repeatable(origin.clone(), Body::Bootstrap(command.clone())).await {
-            Err(ProposeError::NoLeader) if tokio::time::Instant::now() < deadline => {
-                let _ = consensus.role_other_than(Some(consensus.status().role)).await;
-            }
+            Err(ProposeError::NoLeader) if tokio::time::Instant::now() < deadline => {}
             outcome => break outcome?,
         }
     };
@@ -181,6 +199,18 @@ async fn propose(consensus: &Consensus, command: Bootstrap) -> Result<(), Foundi
         Some(Outcome::Nothing(_)) => Ok(()),
         Some(Outcome::Refusal(refusal)) => Err(FoundingError::Refused(refusal.message)),
         _ => Err(FoundingError::Refused("an unexpected answer".to_owned())),
+    }
+}
+
+/// Held while a fleet is being founded: two founders would overwrite each other's keys.
+fn only_founder(directory: &Path) -> Result<File, FoundingError> {
+    let path = directory.join("founding.lock");
+    let doing = |error| OpenError::from(StoreError::io(format!("locking {}", path.display()), error));
+    let file = File::create(&path).map_err(doing)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(directory.to_owned()).into()),
+        Err(TryLockError::Error(error)) => Err(doing(error).into()),
     }
 }
 
@@ -195,7 +225,9 @@ fn clear_the_ground(directory: &Path) -> Result<(), FoundingError> {
             tracing::warn!(to = %aside.display(), "an interrupted founding is set aside; beginning anew");
             Ok(())
         }
-        None if directory.join("raft").exists() => Err(FoundingError::Foreign(directory.to_owned())),
+        None if ["raft", "floor"].iter().any(|part| directory.join(part).exists()) => {
+            Err(FoundingError::Foreign(directory.to_owned()))
+        }
         None => Ok(()),
     }
 }

@@ -4,28 +4,42 @@
 
 mod found;
 mod identity;
+mod join;
+
+#[cfg(test)]
+mod mesh_tests;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use found::{Founding, FoundingError, FoundingOptions, MIN_KEY, found, prefix};
+use identity::NodeKeys;
 pub use identity::{Identity, IdentityError, Stage};
+use join::JoinService;
+pub use join::{JoinError, JoinToken, join};
 
 use crate::clock::Clock;
-use crate::consensus::{Consensus, Options, Timing};
+use crate::consensus::{Consensus, Options, Timing, answer_reads};
 use crate::ids::StoreId;
 use crate::leader::{Duty, lead};
 use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
-use crate::sealing::{HolderKey, Keyring, RefreshError};
+use crate::sealing::{HolderKey, Keyring};
 use crate::state::{Damaged, FEATURE_LEVELS, Row};
 use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
+use crate::transport::{Channels, Check, Mesh, Registered, Registry, TlsIdentity, serve};
 
 /// How long a node may take to catch up with what it knew before it was restarted.
-const RECOVERY_LIMIT: Duration = Duration::from_secs(600);
+const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long stopping waits for others to let go of the data directory.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long to wait before trying again what failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -85,6 +99,9 @@ pub enum StartError {
     /// Raft did not start.
     #[error("Raft does not start: {0}")]
     Raft(String),
+    /// The mesh listener can not be used.
+    #[error("the mesh listener can not be used: {0}")]
+    Listener(#[source] std::io::Error),
     /// The task that starts it has failed.
     #[error("starting was interrupted: {0}")]
     Interrupted(String),
@@ -111,39 +128,60 @@ fn process_number() -> u64 {
 }
 
 impl Node {
-    /// Starts the node of a data directory that belongs to a fleet, and returns once it has caught up with what it knew
-    /// before.
+    /// Starts the node of a data directory that belongs to a fleet, with its mesh listener. It returns once it has caught up
+    /// with what it knew before, or after a while: without a quorum it can not, and still answers from what it has.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(options: NodeOptions) -> Result<Self, StartError> {
+    pub async fn start(options: NodeOptions, mesh: std::net::TcpListener) -> Result<Self, StartError> {
         let runtime = options.runtime.clone();
-        let starting = runtime.spawn(Self::start_here(options));
+        let starting = runtime.spawn(Self::start_here(options, mesh));
         starting.await.map_err(|error| StartError::Interrupted(error.to_string()))?
     }
 
-    async fn start_here(options: NodeOptions) -> Result<Self, StartError> {
+    async fn start_here(options: NodeOptions, mesh: std::net::TcpListener) -> Result<Self, StartError> {
+        // It belongs to the runtime that this runs on from here.
+        let mesh =
+            mesh.set_nonblocking(true).and_then(|()| TcpListener::from_std(mesh)).map_err(StartError::Listener)?;
         let directory = options.directory.clone();
         let no_fleet = || StartError::NoFleet(directory.clone());
         let identity = Identity::load(&directory)?.ok_or_else(no_fleet)?;
         if identity.stage != Stage::Member {
             return Err(no_fleet());
         }
-        let private = identity::load_key(&directory)?;
-        let consensus = Arc::new(open_consensus(&options, &identity, StoreId::random()).await?);
-        consensus.recovered(RECOVERY_LIMIT).await.map_err(StartError::Raft)?;
-        check_level(&consensus)?;
-        let keyring = Keyring::new(identity.fleet, []);
-        if let Err(error) = keyring.refresh(&consensus.local(), identity.node, &private) {
-            tracing::error!(%error, "some of the fleet's keys can not be read by this node");
+        let keys = NodeKeys::load(&directory)?;
+        let (certificate, ca_certificate) = (identity.certificate.clone(), identity.ca_certificate.clone());
+        let tls = Arc::new(TlsIdentity::new(keys.tls, certificate, ca_certificate));
+        let met = Registry::of(identity.met.iter().cloned());
+        let registered = Registered::new(identity.fleet, identity.generation, identity.node, identity.store, met);
+        let registered = Arc::new(registered);
+        let channels = Arc::new(Channels::new(Arc::clone(&tls), Arc::clone(&registered)));
+        let fresh = if identity.met.is_empty() { StoreId::random() } else { fresh_store(&directory, &identity) };
+        let consensus = Arc::new(open_consensus(&options, &identity, fresh, Some(channels)).await?);
+        let follower = Follower {
+            consensus: Arc::clone(&consensus),
+            keyring: Keyring::new(identity.fleet, []),
+            registered: Arc::clone(&registered),
+            identity: identity.clone(),
+            private: keys.holder,
+        };
+        let keyring = follower.keyring.clone();
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        let from = follower.refresh();
+        let mut services = consensus.services(&Check { registered: Arc::clone(&registered) });
+        let (joining, registry) = (identity.clone(), Arc::clone(&registered));
+        services.add_service(JoinService::server(Arc::clone(&consensus), keyring.clone(), joining, registry));
+        let router = tonic::transport::Server::builder().add_routes(services.routes());
+        tasks.spawn(serve(Mesh { listener: mesh, identity: tls, registered }, router, stop.clone()));
+        tasks.spawn(until(stop.clone(), answer_reads(Arc::clone(&consensus))));
+        tasks.spawn(until(stop.clone(), follower.follow(from)));
+        if let Err(why) = consensus.recovered(RECOVERY_LIMIT).await {
+            tracing::warn!(why, "without a quorum this node can not catch up; it answers from the state that it has");
         }
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
+        check_level(&consensus)?;
         tasks.spawn(lead(Arc::clone(&consensus), options.duties, stop.clone()));
         let report = report(Arc::clone(&consensus), identity.clone(), options.facts);
         tasks.spawn(until(stop.clone(), report));
-        let follow = follow_keys(Arc::clone(&consensus), keyring.clone(), identity.clone(), private);
-        tasks.spawn(until(stop.clone(), follow));
         Ok(Self { consensus, keyring, identity, stop, tasks })
     }
 
@@ -181,17 +219,28 @@ impl Node {
     }
 }
 
-/// Stops Raft and lets go of the data directory, if nobody else holds it.
+/// Stops Raft and lets go of the data directory, if nobody else holds it: it can be opened again on return.
 async fn close(consensus: Arc<Consensus>) -> Result<(), StoreError> {
     let outcome = consensus.stop().await;
+    let lock = consensus.lock();
     // Closing the databases waits for the disk.
     let closed = tokio::task::spawn_blocking(move || drop(consensus)).await;
+    // Raft's own tasks have been told to end, and hold the databases until they have.
+    let deadline = tokio::time::Instant::now() + RELEASE_LIMIT;
+    while lock.strong_count() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     outcome.and(closed.map_err(|_| StoreError::Closed))
 }
 
 /// Opens the data directory and starts Raft over it. A log that has to be made gets the identity `fresh`: for a node that
 /// has promised something already that is never its own, so that an emptied disk is noticed.
-async fn open_consensus(options: &NodeOptions, identity: &Identity, fresh: StoreId) -> Result<Consensus, StartError> {
+async fn open_consensus(
+    options: &NodeOptions,
+    identity: &Identity,
+    fresh: StoreId,
+    channels: Option<Arc<Channels>>,
+) -> Result<Consensus, StartError> {
     let (directory, expected) = (options.directory.clone(), identity.store);
     let opening = tokio::task::spawn_blocking(move || open_storage(&directory, fresh));
     let opened = opening.await.map_err(|error| StartError::Interrupted(error.to_string()))??;
@@ -204,6 +253,7 @@ async fn open_consensus(options: &NodeOptions, identity: &Identity, fresh: Store
         process: process_number(),
         timing: options.timing,
         clock: Arc::clone(&options.clock),
+        channels,
     };
     Consensus::start(opened, raft).await.map_err(StartError::Raft)
 }
@@ -215,6 +265,16 @@ fn check_level(consensus: &Consensus) -> Result<(), StartError> {
     }
     let (lowest, highest) = (*FEATURE_LEVELS.start(), *FEATURE_LEVELS.end());
     Err(StartError::FeatureLevel { fleet: level, lowest, highest })
+}
+
+/// The identity of a log that has to be made. A node that has joined and not opened its log yet makes it as it was announced;
+/// any other gets a new one, so that an emptied disk is noticed.
+fn fresh_store(directory: &Path, identity: &Identity) -> StoreId {
+    if directory.join(join::FILE).exists() && !directory.join("raft").exists() {
+        identity.store
+    } else {
+        StoreId::random()
+    }
 }
 
 async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
@@ -229,37 +289,58 @@ async fn report(consensus: Arc<Consensus>, identity: Identity, facts: NodeFacts)
     loop {
         match consensus.local().node(identity.node) {
             Ok(Some(node)) if node.row.facts.as_ref() == Some(&facts) => return,
-            Ok(Some(_)) => {}
-            Ok(None) => return tracing::warn!(node = %identity.node, "the fleet does not know this node"),
+            Ok(Some(_)) => {
+                let origin = Origin { principal: format!("node:{}", identity.node), ..Origin::default() };
+                let body = Body::ReportNode(ReportNode { id: identity.node.0, facts: Some(facts.clone()) });
+                if let Err(error) = consensus.propose_repeatable(origin, body).await {
+                    tracing::debug!(%error, "the fleet has not been told yet what this node is");
+                }
+            }
+            // A node that has just joined does not find itself in its state at first.
+            Ok(None) => {}
             Err(error) => return tracing::error!(%error, "the nodes of the fleet can not be read"),
         }
-        let origin = Origin { principal: format!("node:{}", identity.node), ..Origin::default() };
-        let body = Body::ReportNode(ReportNode { id: identity.node.0, facts: Some(facts.clone()) });
-        if let Err(error) = consensus.propose_repeatable(origin, body).await {
-            tracing::debug!(%error, "the fleet has not been told yet what this node is");
-            tokio::time::sleep(PAUSE).await;
-        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Takes over keys of the fleet as they come and go.
-async fn follow_keys(consensus: Arc<Consensus>, keyring: Keyring, identity: Identity, private: HolderKey) {
-    let mut changes = consensus.published().changes(consensus.local().index());
-    loop {
-        let concerned = match changes.next().await {
-            Ok(batches) => batches
-                .iter()
-                .flat_map(|batch| batch.changes.iter())
-                .any(|(key, _)| key.table == <WrappedKey as Row>::TABLE),
-            Err(lagged) => {
-                tracing::debug!(%lagged, "reading the keys again");
-                true
-            }
-        };
-        if concerned {
-            let refreshed: Result<(), RefreshError> = keyring.refresh(&consensus.local(), identity.node, &private);
-            if let Err(error) = refreshed {
-                tracing::error!(%error, "some of the fleet's keys can not be read by this node");
+/// Takes over keys and nodes of the fleet as they come and go.
+struct Follower {
+    consensus: Arc<Consensus>,
+    keyring: Keyring,
+    registered: Arc<Registered>,
+    identity: Identity,
+    private: HolderKey,
+}
+
+impl Follower {
+    /// Reads keys and nodes from the newest view, and returns its index.
+    fn refresh(&self) -> u64 {
+        let view = self.consensus.local();
+        if let Err(error) = self.keyring.refresh(&view, self.identity.node, &self.private) {
+            tracing::error!(%error, "some of the fleet's keys can not be read by this node");
+        }
+        match Registry::from_view(&view, &self.identity.met) {
+            Ok(registry) => self.registered.replace(registry),
+            Err(error) => tracing::error!(%error, "the nodes of the fleet can not be read"),
+        }
+        view.index()
+    }
+
+    async fn follow(self, from: u64) {
+        let mut changes = self.consensus.published().changes(from);
+        loop {
+            let concerned = match changes.next().await {
+                Ok(batches) => batches.iter().flat_map(|batch| batch.changes.iter()).any(|(key, _)| {
+                    key.table == <WrappedKey as Row>::TABLE || key.table == <crate::rows::Node as Row>::TABLE
+                }),
+                Err(lagged) => {
+                    tracing::debug!(%lagged, "reading keys and nodes again");
+                    true
+                }
+            };
+            if concerned {
+                self.refresh();
             }
         }
     }

@@ -10,15 +10,29 @@ use zeroize::Zeroizing;
 
 use super::SealingError;
 use super::keys::{DataKey, HolderKey, SecretText, random};
+use super::wrap::{unwrap, wrap};
 use crate::ids::{FleetId, NodeId};
-use crate::rows::Sealed;
+use crate::rows::{KeyKind, Sealed, WrappedKey};
 use crate::state::{Damaged, View};
 
-/// The fleet's data keys in the hands of this node. Clones share it.
+/// The fleet's keys in the hands of this node. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Keyring {
     fleet: FleetId,
-    keys: Arc<ArcSwap<BTreeMap<u32, DataKey>>>,
+    keys: Arc<ArcSwap<Keys>>,
+}
+
+#[derive(Clone, Default)]
+struct Keys {
+    data: BTreeMap<u32, DataKey>,
+    /// The private key of the certificate authority, newest version last.
+    ca: BTreeMap<u32, Zeroizing<Vec<u8>>>,
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} data keys, {} keys of the authority", self.data.len(), self.ca.len())
+    }
 }
 
 fn cipher(key: &DataKey) -> XChaCha20Poly1305 {
@@ -28,9 +42,36 @@ fn cipher(key: &DataKey) -> XChaCha20Poly1305 {
 impl Keyring {
     /// A keyring with these keys.
     #[must_use]
-    pub fn new(fleet: FleetId, keys: impl IntoIterator<Item = DataKey>) -> Self {
-        let keys = keys.into_iter().map(|key| (key.version, key)).collect();
-        Self { fleet, keys: Arc::new(ArcSwap::from_pointee(keys)) }
+    pub fn new(fleet: FleetId, data: impl IntoIterator<Item = DataKey>) -> Self {
+        let data = data.into_iter().map(|key| (key.version, key)).collect();
+        Self { fleet, keys: Arc::new(ArcSwap::from_pointee(Keys { data, ca: BTreeMap::new() })) }
+    }
+
+    /// The same keyring with a key of the certificate authority (PKCS#8).
+    #[must_use]
+    pub fn with_authority(self, version: u32, key: Zeroizing<Vec<u8>>) -> Self {
+        let mut keys = Keys::clone(&self.keys.load());
+        keys.ca.insert(version, key);
+        self.keys.store(Arc::new(keys));
+        self
+    }
+
+    /// The newest private key of the certificate authority, if this node holds one.
+    #[must_use]
+    pub fn authority_key(&self) -> Option<Zeroizing<Vec<u8>>> {
+        self.keys.load().ca.last_key_value().map(|(_, key)| key.clone())
+    }
+
+    /// Every key, wrapped for the holder of this public key.
+    ///
+    /// # Errors
+    /// When the public key is none.
+    pub fn wrap_all(&self, public: &[u8]) -> Result<Vec<WrappedKey>, SealingError> {
+        let keys = self.keys.load();
+        let data =
+            keys.data.values().map(|key| wrap(self.fleet, KeyKind::Data, key.version, key.bytes.as_ref(), public));
+        let ca = keys.ca.iter().map(|(version, key)| wrap(self.fleet, KeyKind::Ca, *version, key, public));
+        data.chain(ca).collect()
     }
 
     /// Takes over the keys that the replicated state has for this node. A key that is there already is not unwrapped again.
@@ -39,16 +80,26 @@ impl Keyring {
     /// The first key that can not be read; the others are taken over.
     pub fn refresh(&self, view: &View, node: NodeId, private: &HolderKey) -> Result<(), RefreshError> {
         let known = self.keys.load();
-        let mut keys = BTreeMap::new();
+        let mut keys = Keys::default();
         let mut outcome = Ok(());
         for wrapped in view.wrapped_keys(node)? {
-            let key = match known.get(&wrapped.version) {
-                Some(key) => Ok(key.clone()),
-                None => DataKey::unwrap_with(self.fleet, &wrapped, private),
-            };
-            match key {
-                Ok(key) => drop(keys.insert(key.version, key)),
-                Err(error) => outcome = Err(error.into()),
+            let version = wrapped.version;
+            match wrapped.kind() {
+                KeyKind::Data => match known.data.get(&version).cloned().map_or_else(
+                    || unwrap(self.fleet, &wrapped, private).and_then(|bytes| DataKey::from_bytes(version, &bytes)),
+                    Ok,
+                ) {
+                    Ok(key) => drop(keys.data.insert(version, key)),
+                    Err(error) => outcome = Err(error.into()),
+                },
+                KeyKind::Ca => {
+                    let known = known.ca.get(&version).cloned();
+                    match known.map_or_else(|| unwrap(self.fleet, &wrapped, private), Ok) {
+                        Ok(key) => drop(keys.ca.insert(version, key)),
+                        Err(error) => outcome = Err(error.into()),
+                    }
+                }
+                KeyKind::Unspecified => outcome = Err(SealingError::Malformed("key of a known kind").into()),
             }
         }
         self.keys.store(Arc::new(keys));
@@ -69,7 +120,7 @@ impl Keyring {
     /// When this node holds no key, or there is no randomness.
     pub fn seal(&self, name: &str, secret: &SecretText) -> Result<Sealed, SealingError> {
         let keys = self.keys.load();
-        let (version, key) = keys.last_key_value().ok_or(SealingError::NoKey)?;
+        let (version, key) = keys.data.last_key_value().ok_or(SealingError::NoKey)?;
         let nonce = random::<24>()?;
         let associated = self.associated(name, *version);
         let payload = Payload { msg: secret.reveal().as_bytes(), aad: &associated };
@@ -84,7 +135,7 @@ impl Keyring {
     /// When this node does not hold the key, or it was sealed for something else.
     pub fn open(&self, name: &str, sealed: &Sealed) -> Result<SecretText, SealingError> {
         let keys = self.keys.load();
-        let key = keys.get(&sealed.key_version).ok_or(SealingError::UnknownKey(sealed.key_version))?;
+        let key = keys.data.get(&sealed.key_version).ok_or(SealingError::UnknownKey(sealed.key_version))?;
         let refused = || SealingError::DoesNotOpen(name.to_owned());
         let nonce = <[u8; 24]>::try_from(sealed.nonce.as_ref()).map_err(|_| refused())?;
         let associated = self.associated(name, sealed.key_version);

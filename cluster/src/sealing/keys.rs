@@ -68,6 +68,11 @@ impl DataKey {
     pub fn generate(version: u32) -> Result<Self, SealingError> {
         Ok(Self { version, bytes: random()? })
     }
+
+    pub(super) fn from_bytes(version: u32, bytes: &[u8]) -> Result<Self, SealingError> {
+        let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| SealingError::Malformed("data key"))?;
+        Ok(Self { version, bytes: Zeroizing::new(bytes) })
+    }
 }
 
 impl fmt::Debug for DataKey {

@@ -15,6 +15,7 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Body::Bootstrap(_) => "fleet.bootstrap",
         Body::TakeOffice(_) => "office.take",
         Body::Sweep(_) | Body::ReportNode(_) => return None,
+        Body::RegisterNode(_) => "node.join",
         Body::UpdateSettings(_) => "settings.update",
         Body::CreateModel(_) => "model.create",
         Body::UpdateModel(_) => "model.update",
@@ -26,6 +27,7 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
     let object = match outcome {
         Outcome::Model(answer) => model(answer.model.as_ref()),
         Outcome::Credential(answer) => Some(answer.id.to_string()),
+        Outcome::Node(answer) => Some(answer.id.to_string()),
         Outcome::Refusal(_) | Outcome::Nothing(_) | Outcome::Settings(_) => None,
     };
     Some((action, object.unwrap_or_default()))

@@ -2,10 +2,10 @@
 
 use super::credentials;
 use super::keys::wrapped_key;
-use super::step::{Damaged, Step, Stop, refused};
+use super::step::{Damaged, Row, Step, Stop, refused};
 use super::view::View;
 use crate::ids::{FleetId, NodeId, Office};
-use crate::rows::{self, RefusalKind};
+use crate::rows::{self, RefusalKind, credential_fields::Kind};
 
 /// The highest feature level that this version supports, and the lowest: nodes of two adjacent versions form one fleet.
 pub const FEATURE_LEVELS: std::ops::RangeInclusive<u32> = 1..=1;
@@ -18,6 +18,7 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::TakeOffice(_)
         | Body::Sweep(_)
         | Body::ReportNode(_)
+        | Body::RegisterNode(_)
         | Body::UpdateSettings(_)
         | Body::CreateModel(_)
         | Body::UpdateModel(_)
@@ -58,6 +59,8 @@ pub(super) fn bootstrap(step: &mut Step<'_>, command: &rows::Bootstrap) -> Resul
         created_ms: step.now.0,
         next_node: 2,
         next_credential: 1,
+        ca_certificate: command.ca_certificate.clone(),
+        generation: 1,
     };
     for fields in &command.credentials {
         credentials::insert(step, &mut fleet, fields)?;
@@ -86,6 +89,59 @@ pub(super) fn in_office(step: &Step<'_>, office: u64) -> Result<(), Stop> {
     }
     let why = format!("office {office} has ended; the present one is {current}");
     Err(refused(RefusalKind::OldOffice, why))
+}
+
+/// How many nodes a fleet can have until most of them need not hold the log.
+pub const NODE_LIMIT: usize = 33;
+
+/// Lets a node in that shows a join token. A node that has joined already, with the same disk, gets the same number.
+pub(super) fn register_node(step: &mut Step<'_>, command: &rows::RegisterNode) -> Result<rows::NodeAnswer, Stop> {
+    let denied = || refused(RefusalKind::Denied, "the join token is unknown, expired or used up");
+    let reference = step.get::<rows::CredentialRef>(&command.token_sha256)?.ok_or_else(denied)?.row;
+    let key = reference.id.to_be_bytes();
+    let mut credential = step.get::<rows::Credential>(&key)?.ok_or_else(denied)?.row;
+    if credentials::has_expired(&credential, step.now) {
+        return Err(denied());
+    }
+    let Some(Kind::Join(join)) = credential.fields.as_mut().and_then(|fields| fields.kind.as_mut()) else {
+        return Err(denied());
+    };
+    let node = command.node.clone().unwrap_or_default();
+    let facts = node.facts.clone().unwrap_or_default();
+    let mut nodes = 0;
+    for record in step.tables.range(<rows::Node as Row>::TABLE, &[]) {
+        let other = super::step::decode::<rows::Node>(record.1)?.row;
+        if other.store_id == node.store_id {
+            let same = other.tls_key == node.tls_key && other.sealing_key == node.sealing_key;
+            return if same { Ok(rows::NodeAnswer { id: other.id }) } else { Err(denied()) };
+        }
+        if other.facts.is_some_and(|others| others.name == facts.name) {
+            let why = format!("there is a node named {:?} already; choose another --name", facts.name);
+            return Err(refused(RefusalKind::Conflict, why));
+        }
+        nodes += 1;
+    }
+    if nodes >= NODE_LIMIT {
+        let why = format!("the fleet has {nodes} nodes; this version holds {NODE_LIMIT} at most");
+        return Err(refused(RefusalKind::Conflict, why));
+    }
+    match &mut join.uses_left {
+        Some(0) => return Err(denied()),
+        Some(left) => *left -= 1,
+        None => {}
+    }
+    step.put(key.to_vec(), &credential)?;
+    let mut fleet = step.only::<rows::Fleet>()?;
+    let id = fleet.next_node;
+    fleet.next_node += 1;
+    step.put(Vec::new(), &fleet)?;
+    for key in &command.keys {
+        let key = rows::WrappedKey { holder: id, ..key.clone() };
+        step.put(wrapped_key(key.kind(), key.version, id), &key)?;
+    }
+    let node = rows::Node { id, created_index: step.index, created_ms: step.now.0, ..node };
+    step.put(id.to_be_bytes().to_vec(), &node)?;
+    Ok(rows::NodeAnswer { id })
 }
 
 pub(super) fn report_node(step: &mut Step<'_>, command: &rows::ReportNode) -> Result<(), Stop> {

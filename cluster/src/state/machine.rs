@@ -84,6 +84,7 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
             fleet::report_node(step, command)?;
             nothing
         }
+        Body::RegisterNode(command) => Outcome::Node(fleet::register_node(step, command)?),
         Body::UpdateSettings(command) => Outcome::Settings(settings::update(step, command)?),
         Body::CreateModel(command) => Outcome::Model(models::create(step, command)?),
         Body::UpdateModel(command) => Outcome::Model(models::update(step, command)?),

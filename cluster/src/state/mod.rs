@@ -21,7 +21,7 @@ mod tests;
 use bytes::Bytes;
 
 pub use credentials::{has_expired, key_hash};
-pub use fleet::FEATURE_LEVELS;
+pub use fleet::{FEATURE_LEVELS, NODE_LIMIT};
 pub use keys::RECOVERY;
 pub use machine::Fleet;
 pub use models::{api_key_name, is_id, litellm_base};

@@ -87,7 +87,10 @@ pub(super) fn update(step: &mut Step<'_>, command: &rows::UpdateModel) -> Result
         && command.name_key != model.name_key
     {
         claim(step, &command.name_key, name, &holder(id))?;
-        release(step, &model.name_key);
+        // The proxy's name stays the model's for as long as it lives, also when its own was the same for a while.
+        if model.name_key != model.litellm_name {
+            release(step, &model.name_key);
+        }
         model.name_key.clone_from(&command.name_key);
     }
     let mut fields = model.fields.take().unwrap_or_default();

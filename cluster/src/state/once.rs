@@ -8,8 +8,8 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::step::{Damaged, Row, Step, Stop, read, refused};
-use super::tables::Tables;
+use super::step::{Damaged, Row, Step, Stop, decode, read, refused};
+use super::tables::{Record, Tables};
 use super::view::View;
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
@@ -19,7 +19,11 @@ use crate::rows::{self, Marker, Once, RefusalKind, Sealed, once::Who};
 pub const CLIENT_WINDOW: u64 = 256;
 
 /// How long a caller's key is remembered, in milliseconds of the log's time.
-pub const KEY_RETENTION_MS: u64 = 24 * 3600 * 1000;
+pub const KEY_RETENTION_MS: u64 = 2 * 3600 * 1000;
+
+/// How many callers' keys are remembered. The oldest go first, but none before this many milliseconds have passed.
+const KEYED_LIMIT: usize = 100_000;
+const SURPLUS_RETENTION_MS: u64 = 60 * 1000;
 
 /// How long the writes of a process are remembered after it has written its last.
 pub const CLIENT_RETENTION_MS: u64 = 3600 * 1000;
@@ -62,20 +66,20 @@ fn marker_key(once: &Once) -> Option<Vec<u8>> {
 /// The first answer, if this write is a repetition.
 pub(super) fn recall(step: &Step<'_>) -> Result<Option<rows::Answer>, Stop> {
     let Some(once) = &step.origin.once else { return Ok(None) };
-    match look_up(step.tables, once)? {
+    match look_up(step.tables, once, step.now)? {
         None => beyond_the_window(step, once).map(|()| None),
         first => Ok(first),
     }
 }
 
-fn look_up(tables: &Tables, once: &Once) -> Result<Option<rows::Answer>, Stop> {
+fn look_up(tables: &Tables, once: &Once, now: LogTime) -> Result<Option<rows::Answer>, Stop> {
     let Some(key) = marker_key(once) else { return Ok(None) };
     let Some(marker) = read::<Marker>(tables, &key)? else { return Ok(None) };
     if marker.row.body_hash != once.body_hash {
         let why = "this Idempotency-Key was used with another body";
         return Err(refused(RefusalKind::KeyReused, why));
     }
-    if marker.row.secret && tables.aside(&key).is_none() {
+    if marker.row.secret && kept_secret(tables, &key, now).is_none() {
         let why = "it was done, and its secret answer is no longer kept";
         return Err(refused(RefusalKind::AnswerGone, why));
     }
@@ -84,18 +88,30 @@ fn look_up(tables: &Tables, once: &Once) -> Result<Option<rows::Answer>, Stop> {
     Ok(Some(rows::Answer { replayed: true, ..answer }))
 }
 
-/// Refuses a write of a process that is older than what is remembered of it.
+/// Refuses a write of a process of which nobody knows any more whether it was done.
 fn beyond_the_window(step: &Step<'_>, once: &Once) -> Result<(), Stop> {
     let Some(Who::Client(client)) = &once.who else { return Ok(()) };
-    let newer = client_key(&client.client, client.seq.saturating_add(CLIENT_WINDOW));
-    let next = step.tables.range(Marker::TABLE, &newer).next();
-    match next {
-        Some((key, _)) if key.starts_with(&client_key(&client.client, 0)[..1 + client.client.len()]) => {
-            let why = "it is too old to know whether it was done";
-            Err(refused(RefusalKind::AnswerGone, why))
-        }
+    let gone = || Err(refused(RefusalKind::AnswerGone, "it is too old to know whether it was done"));
+    match newest(step.tables, &client.client)? {
+        Some((seq, _)) if seq >= client.seq.saturating_add(CLIENT_WINDOW) => gone(),
+        // What is remembered of the process is being forgotten, or has been: the write may have been done before.
+        Some((_, marker)) if once.repeated && is_past(&marker, CLIENT_RETENTION_MS, step.now) => gone(),
+        // Nobody has been given that count yet.
+        Some((seq, _)) if once.repeated && client.seq > seq.saturating_add(CLIENT_WINDOW) => gone(),
+        None if once.repeated => gone(),
         _ => Ok(()),
     }
+}
+
+/// The newest write that is remembered of a process, and its count.
+fn newest(tables: &Tables, client: &[u8]) -> Result<Option<(u64, Marker)>, Damaged> {
+    let first = client_key(client, 0);
+    let prefix = first.len() - size_of::<u64>();
+    // At most a window of them, for those before are removed as new ones come.
+    let own = tables.range(Marker::TABLE, &first).take_while(|(key, _)| key.starts_with(&first[..prefix]));
+    let Some((key, record)) = own.last() else { return Ok(None) };
+    let seq = key.last_chunk::<8>().copied().map_or(0, u64::from_be_bytes);
+    Ok(Some((seq, decode::<Marker>(record)?.row)))
 }
 
 /// Remembers what was done.
@@ -136,11 +152,32 @@ fn keep_secret(step: &mut Step<'_>, key: &[u8], sealed: &Sealed) {
     }
 }
 
-/// Whether a marker has been kept long enough.
-#[must_use]
-pub fn is_over(key: &[u8], marker: &Marker, now: LogTime) -> bool {
-    let retention = if key.first() == Some(&CLIENT) { CLIENT_RETENTION_MS } else { KEY_RETENTION_MS };
-    marker.time_ms.saturating_add(retention) <= now.0
+/// A secret answer, as long as it may still be handed out: it is cleared away only when the next one comes.
+fn kept_secret<'a>(tables: &'a Tables, key: &[u8], now: LogTime) -> Option<&'a Record> {
+    tables.aside(key).filter(|record| record.mod_index > now.0)
+}
+
+fn is_past(marker: &Marker, retention_ms: u64, now: LogTime) -> bool {
+    marker.time_ms.saturating_add(retention_ms) <= now.0
+}
+
+/// Whether a marker has been kept long enough. Those of a process go all together, when its newest has. A caller's key may
+/// be forgotten earlier when there are too many.
+pub(super) fn is_over(
+    tables: &Tables,
+    key: &[u8],
+    marker: &Marker,
+    now: LogTime,
+    surplus: bool,
+) -> Result<bool, Damaged> {
+    match key.split_first() {
+        Some((&CLIENT, rest)) => {
+            let client = &rest[..rest.len().saturating_sub(size_of::<u64>())];
+            Ok(newest(tables, client)?.is_none_or(|(_, newest)| is_past(&newest, CLIENT_RETENTION_MS, now)))
+        }
+        _ if surplus => Ok(is_past(marker, SURPLUS_RETENTION_MS, now)),
+        _ => Ok(is_past(marker, KEY_RETENTION_MS, now)),
+    }
 }
 
 impl View {
@@ -150,7 +187,7 @@ impl View {
     /// # Errors
     /// When a row is damaged.
     pub fn first_answer(&self, once: &Once) -> Result<Option<rows::Answer>, Damaged> {
-        match look_up(self.tables(), once) {
+        match look_up(self.tables(), once, self.time()?) {
             Ok(answer) => Ok(answer),
             Err(Stop::Damaged(damaged)) => Err(damaged),
             Err(Stop::Refused(refusal)) => {
@@ -162,25 +199,31 @@ impl View {
     /// The secret part of the answer to a write that is being repeated, if it is still there.
     #[must_use]
     pub fn secret_answer(&self, once: &Once) -> Option<Sealed> {
-        let record = self.tables().aside(&marker_key(once)?)?;
+        let record = kept_secret(self.tables(), &marker_key(once)?, self.time().ok()?)?;
         Sealed::decode(record.value.clone()).ok()
     }
 
-    /// The markers that have been kept long enough, at most so many.
+    /// The markers that have been kept long enough, at most so many, and whether callers' keys among them are only too many.
     ///
     /// # Errors
     /// When a row is damaged.
-    pub fn markers_over(&self, now: LogTime, limit: usize) -> Result<Vec<Bytes>, Damaged> {
+    pub fn markers_over(&self, now: LogTime, limit: usize) -> Result<(Vec<Bytes>, bool), Damaged> {
         let mut over = Vec::new();
+        let mut keyed = Vec::new();
         for row in self.rows::<Marker>(&[]) {
             let (key, marker) = row?;
-            if is_over(key, &marker.row, now) {
+            if over.len() < limit && is_over(self.tables(), key, &marker.row, now, false)? {
                 over.push(Bytes::copy_from_slice(key));
-                if over.len() == limit {
-                    break;
-                }
+            }
+            if key.first() == Some(&KEYED) {
+                keyed.push((marker.row.index, Bytes::copy_from_slice(key)));
             }
         }
-        Ok(over)
+        let surplus = keyed.len().saturating_sub(KEYED_LIMIT);
+        if !over.is_empty() || surplus == 0 {
+            return Ok((over, false));
+        }
+        keyed.sort_unstable();
+        Ok((keyed.into_iter().map(|(_, key)| key).take(surplus.min(limit)).collect(), true))
     }
 }

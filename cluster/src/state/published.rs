@@ -62,12 +62,14 @@ impl Ring {
         }
     }
 
-    fn since(&self, index: u64, limit: usize) -> Result<Vec<Batch>, Lagged> {
+    /// Only up to what the newest view shows: whoever reads it after a change must find the change there.
+    fn since(&self, index: u64, reached: u64, limit: usize) -> Result<Vec<Batch>, Lagged> {
         if index < self.after {
             return Err(Lagged { asked: index, kept: self.after });
         }
         let first = self.batches.partition_point(|batch| batch.index <= index);
-        Ok(self.batches.range(first..).take(limit).cloned().collect())
+        let shown = self.batches.range(first..).take_while(|batch| batch.index <= reached);
+        Ok(shown.take(limit).cloned().collect())
     }
 }
 
@@ -180,7 +182,7 @@ impl Changes {
     pub async fn next(&mut self) -> Result<Vec<Batch>, Lagged> {
         loop {
             let reached = *self.index.borrow_and_update();
-            let batches = self.published.ring().since(self.after, Self::AT_ONCE);
+            let batches = self.published.ring().since(self.after, reached, Self::AT_ONCE);
             match batches {
                 Ok(batches) if batches.is_empty() => self.after = self.after.max(reached),
                 Ok(batches) => {

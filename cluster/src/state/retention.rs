@@ -13,7 +13,7 @@ pub(super) fn sweep(step: &mut Step<'_>, command: &Sweep) -> Result<(), Stop> {
     in_office(step, command.office)?;
     for key in command.markers.iter().take(SWEEP_LIMIT) {
         if let Some(marker) = step.get::<Marker>(key)?
-            && is_over(key, &marker.row, step.now)
+            && is_over(step.tables, key, &marker.row, step.now, command.surplus)?
         {
             step.remove::<Marker>(key.clone());
         }

@@ -65,6 +65,7 @@ pub struct Mark {
     records: OrdMap<RecordKey, Record>,
     fingerprint: Fingerprint,
     changes: usize,
+    side: OrdMap<Bytes, Record>,
 }
 
 impl Tables {
@@ -139,7 +140,12 @@ impl Tables {
     /// Where the tables stand now.
     #[must_use]
     pub fn mark(&self) -> Mark {
-        Mark { records: self.records.clone(), fingerprint: self.fingerprint, changes: self.changes.len() }
+        Mark {
+            records: self.records.clone(),
+            fingerprint: self.fingerprint,
+            changes: self.changes.len(),
+            side: self.side.clone(),
+        }
     }
 
     /// Undoes what was written since the mark was taken, which must be after the last [`Self::take_changes`].
@@ -147,6 +153,7 @@ impl Tables {
         self.records = mark.records;
         self.fingerprint = mark.fingerprint;
         self.changes.truncate(mark.changes);
+        self.side = mark.side;
     }
 
     /// A copy for readers: everything but what is still to be handed to the disk.

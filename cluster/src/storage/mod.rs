@@ -25,7 +25,7 @@ pub use error::{OpenError, StoreError, Unusable};
 pub use files::{make_directory, read_small, write_private};
 pub use floor::Floor;
 pub use log::{Completion, LogPosition, LogStats, RaftLog, TailLimits};
-pub use node::{NodeStorage, OpenOptions, OpenReport, quarantine, set_directory_aside};
+pub use node::{DirectoryLock, NodeStorage, OpenOptions, OpenReport, quarantine, set_directory_aside};
 pub use record::{Applied, Entry, LogId, Membership, Payload, StoredMembership, Vote};
 pub use snapshot::{IncomingSnapshot, SnapshotFile, SnapshotStore};
 pub use state::{StateStats, StateStore};

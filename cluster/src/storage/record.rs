@@ -123,17 +123,26 @@ impl Entry {
 
     /// The stored form, with the entry that stood before it when it was appended.
     pub(crate) fn encode(&self, previous: Option<LogId>) -> Vec<u8> {
+        self.to_pb(previous).encode_to_vec()
+    }
+
+    /// The message, with the entry that stood before it when it was appended.
+    pub(crate) fn to_pb(&self, previous: Option<LogId>) -> pb::Entry {
         let payload = match &self.payload {
             Payload::Blank => pb::entry::Payload::Blank(pb::Blank {}),
             Payload::Command(bytes) => pb::entry::Payload::Command(bytes.clone()),
             Payload::Membership(membership) => pb::entry::Payload::Membership(membership.to_pb()),
         };
         let previous = previous.map(LogId::to_pb);
-        pb::Entry { log_id: Some(self.log_id.to_pb()), previous, payload: Some(payload) }.encode_to_vec()
+        pb::Entry { log_id: Some(self.log_id.to_pb()), previous, payload: Some(payload) }
     }
 
     pub(crate) fn decode(bytes: Bytes) -> Result<(Self, Option<LogId>), Undecodable> {
-        let entry = pb::Entry::decode(bytes)?;
+        Self::from_pb(pb::Entry::decode(bytes)?)
+    }
+
+    /// The entry of a message, and the one that stood before it.
+    pub(crate) fn from_pb(entry: pb::Entry) -> Result<(Self, Option<LogId>), Undecodable> {
         let previous = entry.previous.as_ref().map(LogId::from_pb);
         let log_id = LogId::from_pb(entry.log_id.as_ref().ok_or("an entry without position")?);
         let payload = match entry.payload.ok_or("an entry of an unknown kind")? {
@@ -222,33 +231,40 @@ impl LogId {
         Ok(Self::from_pb(&pb::LogId::decode(bytes)?))
     }
 
-    fn to_pb(self) -> pb::LogId {
+    pub(crate) fn to_pb(self) -> pb::LogId {
         pb::LogId { term: self.term, node: self.node.0, index: self.index }
     }
 
-    fn from_pb(id: &pb::LogId) -> Self {
+    pub(crate) fn from_pb(id: &pb::LogId) -> Self {
         Self { term: id.term, node: NodeId(id.node), index: id.index }
     }
 }
 
 impl Vote {
     pub(crate) fn encode(self) -> Vec<u8> {
-        pb::Vote { term: self.term, node: self.node.0, committed: self.committed }.encode_to_vec()
+        self.to_pb().encode_to_vec()
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
-        let vote = pb::Vote::decode(bytes)?;
-        Ok(Self { term: vote.term, node: NodeId(vote.node), committed: vote.committed })
+        Ok(Self::from_pb(&pb::Vote::decode(bytes)?))
+    }
+
+    pub(crate) fn to_pb(self) -> pb::Vote {
+        pb::Vote { term: self.term, node: self.node.0, committed: self.committed }
+    }
+
+    pub(crate) fn from_pb(vote: &pb::Vote) -> Self {
+        Self { term: vote.term, node: NodeId(vote.node), committed: vote.committed }
     }
 }
 
 impl Membership {
-    fn to_pb(&self) -> pb::Membership {
+    pub(crate) fn to_pb(&self) -> pb::Membership {
         let configs = self.configs.iter().map(|set| pb::VoterSet { nodes: set.iter().map(|node| node.0).collect() });
         pb::Membership { configs: configs.collect(), nodes: self.nodes.iter().map(|node| node.0).collect() }
     }
 
-    fn from_pb(membership: &pb::Membership) -> Self {
+    pub(crate) fn from_pb(membership: &pb::Membership) -> Self {
         let set = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect();
         Self {
             configs: membership.configs.iter().map(|config| set(&config.nodes)).collect(),
@@ -258,11 +274,11 @@ impl Membership {
 }
 
 impl StoredMembership {
-    fn to_pb(&self) -> pb::StoredMembership {
+    pub(crate) fn to_pb(&self) -> pb::StoredMembership {
         pb::StoredMembership { log_id: self.log_id.map(LogId::to_pb), membership: Some(self.membership.to_pb()) }
     }
 
-    fn from_pb(stored: &pb::StoredMembership) -> Self {
+    pub(crate) fn from_pb(stored: &pb::StoredMembership) -> Self {
         Self {
             log_id: stored.log_id.as_ref().map(LogId::from_pb),
             membership: stored.membership.as_ref().map(Membership::from_pb).unwrap_or_default(),

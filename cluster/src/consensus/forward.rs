@@ -1,0 +1,117 @@
+//! Writes and reads of a node that does not lead: they go to the leader, one hop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::sync::{mpsc, oneshot};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::network::MESSAGE_LIMIT;
+use super::{Consensus, ProposeError, ReadError};
+use crate::ids::NodeId;
+use crate::rows::{Answer, Command};
+use crate::transport::{Channels, Inject, Purpose};
+use crate::wire::mesh_client::MeshClient;
+use crate::wire::propose_answer::Outcome as Proposed;
+use crate::wire::read_index_answer::Outcome as ReadOutcome;
+use crate::wire::{ProposeRequest, ReadIndexRequest};
+
+/// How many reads may wait for one question to the leader.
+const READS: usize = 4096;
+
+/// Asks the leader.
+pub(super) struct Forward {
+    pub channels: Arc<Channels>,
+}
+
+impl Forward {
+    fn client(&self, leader: NodeId) -> MeshClient<InterceptedService<Channel, Inject>> {
+        let inject = Inject { registered: Arc::clone(self.channels.registered()), to: leader };
+        MeshClient::with_interceptor(self.channels.to(leader, Purpose::Calls), inject)
+            .max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// Sends a write to the leader.
+    pub async fn propose(&self, leader: NodeId, command: &Command, limit: Duration) -> Result<Answer, ProposeError> {
+        let request = ProposeRequest { command: command.encode_to_vec().into() };
+        let unknown = || ProposeError::Unknown { waited: limit, retry_key: None };
+        let mut client = self.client(leader);
+        let answer = match tokio::time::timeout(limit, client.propose(request)).await {
+            Err(_) => return Err(unknown()),
+            Ok(Err(status)) if never_arrived(&status) => return Err(ProposeError::NoLeader),
+            Ok(Err(status)) => {
+                tracing::debug!(%status, %leader, "a forwarded write has no answer");
+                return Err(unknown());
+            }
+            Ok(Ok(answer)) => answer.into_inner(),
+        };
+        match answer.outcome {
+            Some(Proposed::Answer(answer)) => {
+                Answer::decode(answer).map_err(|error| ProposeError::Answer(error.to_string()))
+            }
+            Some(Proposed::Leader(0)) => Err(ProposeError::NoLeader),
+            Some(Proposed::Leader(leader)) => Err(ProposeError::NotLeader(NodeId(leader))),
+            Some(Proposed::Overloaded(_)) => Err(ProposeError::Overloaded),
+            Some(Proposed::Unknown(_)) | None => Err(unknown()),
+        }
+    }
+
+    async fn read_index(&self, leader: NodeId) -> Result<u64, ReadError> {
+        let answer = self.client(leader).read_index(ReadIndexRequest {}).await;
+        match answer.map(|answer| answer.into_inner().outcome) {
+            Ok(Some(ReadOutcome::Index(index))) => Ok(index),
+            Ok(Some(ReadOutcome::Leader(leader))) if leader != 0 => Err(ReadError::NotLeader(NodeId(leader))),
+            Ok(_) | Err(_) => Err(ReadError::NoQuorum),
+        }
+    }
+}
+
+/// Whether a call has certainly not reached the other side: it was refused there before anything was done, or there was no
+/// connection to send it on.
+fn never_arrived(status: &Status) -> bool {
+    match status.code() {
+        Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => true,
+        Code::Unavailable => {
+            let source = std::error::Error::source(status);
+            let chain = std::iter::successors(source, |error| error.source());
+            chain.into_iter().any(|error| {
+                let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+                matches!(kind, Some(std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::Other))
+            })
+        }
+        _ => false,
+    }
+}
+
+/// A read that waits to know how far the state must be.
+pub(super) type Waiting = oneshot::Sender<Result<u64, ReadError>>;
+
+/// Where reads are put.
+pub(super) fn reads() -> (mpsc::Sender<Waiting>, mpsc::Receiver<Waiting>) {
+    mpsc::channel(READS)
+}
+
+/// Answers reads: one question to the leader is under way at a time, for all that were waiting when it was sent.
+pub async fn answer_reads(consensus: Arc<Consensus>) {
+    let Some(mut waiting) = consensus.take_reads() else { return };
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, READS).await > 0 {
+        let outcome = ask(&consensus).await;
+        for reader in batch.drain(..) {
+            let _ = reader.send(outcome.clone());
+        }
+    }
+}
+
+async fn ask(consensus: &Consensus) -> Result<u64, ReadError> {
+    match consensus.read_index_here().await {
+        Err(ReadError::NotLeader(leader)) => match &consensus.forward {
+            Some(forward) => forward.read_index(leader).await,
+            None => Err(ReadError::NoQuorum),
+        },
+        outcome => outcome,
+    }
+}

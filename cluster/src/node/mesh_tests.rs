@@ -1,0 +1,211 @@
+//! Several nodes in one process, over real sockets and real disks: joining, voting, forwarding, losing the leader.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use std::net::TcpListener;
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use super::{FoundingOptions, JoinError, JoinToken, Node, NodeOptions, found, join};
+use crate::clock::SystemClock;
+use crate::consensus::{Role, Timing};
+use crate::ids::NodeId;
+use crate::leader::{Membership, Retention};
+use crate::rows::{
+    CreateCredential, CredentialFields, JoinKey, NodeFacts, Origin, Settings, UpdateSettings, answer::Outcome,
+    command::Body, credential_fields::Kind,
+};
+use crate::sealing::{SecretText, generate_key};
+use crate::state::key_hash;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn options(directory: &Path, name: &str, mesh: &TcpListener) -> NodeOptions {
+    NodeOptions {
+        directory: directory.to_owned(),
+        facts: NodeFacts {
+            name: name.to_owned(),
+            mesh: mesh.local_addr().expect("an address").to_string(),
+            max_level: 1,
+            ..NodeFacts::default()
+        },
+        timing: Timing::Lan,
+        clock: Arc::new(SystemClock),
+        duties: vec![Arc::new(Retention::default()), Arc::new(Membership)],
+        runtime: Handle::current(),
+    }
+}
+
+async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+struct Fleet {
+    directory: TempDir,
+    nodes: Vec<Option<Node>>,
+    addresses: Vec<String>,
+}
+
+impl Fleet {
+    async fn founded() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut fleet = Self { directory, nodes: Vec::new(), addresses: Vec::new() };
+        let mesh = TcpListener::bind("127.0.0.1:0").expect("a port");
+        found(options(&fleet.path(0), "node 0", &mesh), FoundingOptions::default()).await.expect("is founded");
+        fleet.addresses.push(mesh.local_addr().expect("an address").to_string());
+        fleet.start(0, mesh).await;
+        fleet
+    }
+
+    fn path(&self, index: usize) -> std::path::PathBuf {
+        self.directory.path().join(index.to_string())
+    }
+
+    async fn start(&mut self, index: usize, mesh: TcpListener) {
+        let name = format!("node {index}");
+        let node = Node::start(options(&self.path(index), &name, &mesh), mesh).await.expect("starts");
+        self.nodes.resize_with(self.nodes.len().max(index + 1), || None);
+        self.nodes[index] = Some(node);
+    }
+
+    async fn restart(&mut self, index: usize) {
+        let mesh = TcpListener::bind(&self.addresses[index]).expect("its port again");
+        self.start(index, mesh).await;
+    }
+
+    fn node(&self, index: usize) -> &Node {
+        self.nodes[index].as_ref().expect("is running")
+    }
+
+    async fn stop(&mut self, index: usize) {
+        self.nodes[index].take().expect("is running").shutdown().await.expect("stops");
+    }
+
+    async fn token(&self, uses: Option<u32>, ttl_ms: Option<u64>) -> JoinToken {
+        let secret = generate_key().expect("a key");
+        let fields = CredentialFields {
+            sha256: key_hash(secret.reveal()).to_vec().into(),
+            ttl_ms,
+            kind: Some(Kind::Join(JoinKey { uses_left: uses })),
+            ..CredentialFields::default()
+        };
+        let body = Body::CreateCredential(CreateCredential { fields: Some(fields) });
+        let node = self.node(0);
+        node.consensus().propose(Origin::default(), body).await.expect("is answered");
+        JoinToken::new(&node.identity().ca_certificate, secret)
+    }
+
+    async fn join(&mut self, through: usize, token: &JoinToken) -> Result<(), JoinError> {
+        let index = self.nodes.len();
+        let mesh = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let options = options(&self.path(index), &format!("node {index}"), &mesh);
+        join(&options, &[self.addresses[through].clone()], token).await?;
+        self.addresses.push(mesh.local_addr().expect("an address").to_string());
+        self.start(index, mesh).await;
+        Ok(())
+    }
+
+    async fn of_three() -> Self {
+        let mut fleet = Self::founded().await;
+        let token = fleet.token(None, None).await;
+        fleet.join(0, &token).await.expect("joins");
+        // Through a node that may not have caught up itself.
+        fleet.join(1, &token).await.expect("joins");
+        let three: BTreeSet<_> = [1, 2, 3].map(NodeId).into();
+        for index in 0..3 {
+            let consensus = Arc::clone(fleet.node(index).consensus());
+            eventually("three voters", || (consensus.status().voters == [three.clone()]).then_some(())).await;
+        }
+        fleet
+    }
+
+    fn leader(&self) -> Option<usize> {
+        let leads = |node: &Node| matches!(node.consensus().status().role, Role::Leader { .. });
+        self.nodes.iter().position(|node| node.as_ref().is_some_and(leads))
+    }
+}
+
+async fn set_port(node: &Node, port: u64) {
+    let changes = Some(Settings { default_port: Some(port), ..Settings::default() });
+    let body = Body::UpdateSettings(UpdateSettings { changes, ..UpdateSettings::default() });
+    let answer = node.consensus().propose(Origin::default(), body).await.expect("is answered");
+    assert!(matches!(answer.outcome, Some(Outcome::Settings(_))), "{answer:?}");
+}
+
+async fn port(node: &Node) -> Option<u64> {
+    let view = node.consensus().linearizable().await.expect("a quorum confirms");
+    view.settings().expect("readable").0.default_port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_vote_and_each_writes_and_reads_for_all() {
+    let mut fleet = Fleet::of_three().await;
+    for (value, writer) in (2000..).zip([0, 1, 2, 1]) {
+        set_port(fleet.node(writer), value).await;
+        for reader in 0..3 {
+            assert_eq!(port(fleet.node(reader)).await, Some(value), "written through {writer}, read through {reader}");
+        }
+    }
+    let sealed = fleet.node(1).keyring().seal("a secret", &SecretText::new("text".to_owned())).expect("holds the key");
+    assert_eq!(fleet.node(2).keyring().open("a secret", &sealed).expect("opens").reveal(), "text");
+    for index in 0..3 {
+        fleet.stop(index).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_loss_of_the_leader_loses_no_acknowledged_write() {
+    let mut fleet = Fleet::of_three().await;
+    set_port(fleet.node(0), 2001).await;
+    let leader = eventually("a leader", || fleet.leader()).await;
+    fleet.stop(leader).await;
+    let survivor = (leader + 1) % 3;
+    set_port(fleet.node(survivor), 2002).await;
+    assert_eq!(port(fleet.node((leader + 2) % 3)).await, Some(2002));
+    fleet.restart(leader).await;
+    assert_eq!(port(fleet.node(leader)).await, Some(2002));
+    set_port(fleet.node(leader), 2003).await;
+    let consensus = |index: usize| Arc::clone(fleet.node(index).consensus());
+    let views = [consensus(0), consensus(1), consensus(2)];
+    let same = || {
+        let seen = views.each_ref().map(|consensus| consensus.local());
+        let equal = seen.iter().all(|view| view.index() == seen[0].index());
+        equal.then(|| seen.map(|view| view.fingerprint().history))
+    };
+    let hashes = eventually("equal indexes", same).await;
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "equal states at an equal index");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_is_wrong_expired_or_used_up_lets_nobody_in() {
+    let mut fleet = Fleet::founded().await;
+    let refused = |outcome: Result<(), JoinError>| match outcome {
+        Err(JoinError::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let once = fleet.token(Some(1), None).await;
+    let elsewhere = JoinToken::new(b"another authority", SecretText::new("canary".to_owned()));
+    let unknown = JoinToken::new(&fleet.node(0).identity().ca_certificate, SecretText::new("guess".to_owned()));
+    assert!(refused(fleet.join(0, &unknown).await).contains("unknown"));
+    let expired = fleet.token(None, Some(1)).await;
+    let published = Arc::clone(fleet.node(0).consensus().published());
+    let before = published.time().expect("readable");
+    eventually("the time to pass", || (published.time().expect("readable").0 > before.0 + 5).then_some(())).await;
+    assert!(refused(fleet.join(0, &expired).await).contains("expired"));
+    fleet.join(0, &once).await.expect("the first use");
+    assert!(refused(fleet.join(0, &once).await).contains("used up"));
+    // A server of another fleet is never sent the secret: the joiner waits for one that it can believe.
+    let waiting = tokio::time::timeout(Duration::from_secs(2), fleet.join(0, &elsewhere));
+    assert!(waiting.await.is_err(), "it goes on asking");
+}

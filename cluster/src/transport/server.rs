@@ -1,0 +1,187 @@
+//! The mesh listener: TLS, who is there, and the services behind it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Connected, Router};
+
+use super::certificates::TlsIdentity;
+use super::registry::Registered;
+use super::tls::{JOIN, MESH, named_node, public_key, server_config};
+
+/// How many connections are open at once, those that are still shaking hands included.
+const CONNECTIONS: usize = 1024;
+
+/// How long shaking hands may take.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long calls under way may take when the node stops.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Who is at the other end of a connection. Every call carries it in its extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PeerIdentity {
+    /// Somebody with a certificate.
+    Member {
+        /// The public key.
+        key: Arc<[u8]>,
+        /// The node that the certificate names.
+        named: Option<crate::ids::NodeId>,
+    },
+    /// Somebody who wants to join.
+    Joiner,
+}
+
+/// What the mesh listener needs.
+pub(crate) struct Mesh {
+    pub listener: TcpListener,
+    pub identity: Arc<TlsIdentity>,
+    pub registered: Arc<Registered>,
+}
+
+/// Serves the services on the mesh listener until told to stop.
+pub(crate) async fn serve(mesh: Mesh, services: Router, stop: CancellationToken) {
+    let config = match server_config(&mesh.identity, Arc::clone(&mesh.registered)) {
+        Ok(config) => Arc::new(config),
+        Err(error) => return tracing::error!(%error, "the mesh listener has no TLS"),
+    };
+    let (to_server, incoming) = mpsc::channel(16);
+    let accepting = accept(mesh.listener, config, mesh.registered, to_server);
+    let stopped = stop.clone();
+    let serving = services.serve_with_incoming_shutdown(Incoming(incoming), async move { stopped.cancelled().await });
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        () = accepting => {}
+        () = stop.cancelled() => {}
+        served = &mut serving => {
+            if let Err(error) = served {
+                tracing::warn!(%error, "the mesh listener has ended");
+            }
+            return;
+        }
+    }
+    let _ = tokio::time::timeout(GRACE, serving).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    registered: Arc<Registered>,
+    to_server: mpsc::Sender<io::Result<Connection>>,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut handshakes = JoinSet::new();
+    loop {
+        while handshakes.try_join_next().is_some() {}
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "the mesh listener does not accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (config, registered, to_server) = (Arc::clone(&config), Arc::clone(&registered), to_server.clone());
+        handshakes.spawn(async move {
+            let shaken = tokio::time::timeout(HANDSHAKE_LIMIT, shake_hands(stream, config, &registered, place)).await;
+            match shaken {
+                Ok(Ok(connection)) => drop(to_server.send(Ok(connection)).await),
+                Ok(Err(error)) => tracing::debug!(%error, "a connection to the mesh was refused"),
+                Err(_) => tracing::debug!("a connection to the mesh was too slow"),
+            }
+        });
+    }
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    registered: &Registered,
+    place: OwnedSemaphorePermit,
+) -> io::Result<Connection> {
+    stream.set_nodelay(true)?;
+    let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let (_, session) = stream.get_ref();
+    let certificate = session.peer_certificates().and_then(<[_]>::first);
+    let peer = match (session.alpn_protocol(), certificate) {
+        (Some(MESH), Some(certificate)) => PeerIdentity::Member {
+            key: public_key(certificate).map_err(io::Error::other)?.into(),
+            named: named_node(certificate, registered.fleet),
+        },
+        (Some(JOIN), _) => PeerIdentity::Joiner,
+        (Some(_), None) => return Err(io::Error::other("no certificate")),
+        _ => return Err(io::Error::other("no protocol of ours")),
+    };
+    Ok(Connection { stream, peer, _place: place })
+}
+
+/// An accepted connection.
+pub(crate) struct Connection {
+    stream: TlsStream<TcpStream>,
+    peer: PeerIdentity,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = PeerIdentity;
+
+    fn connect_info(&self) -> PeerIdentity {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// The accepted connections as tonic takes them.
+struct Incoming(mpsc::Receiver<io::Result<Connection>>);
+
+impl Stream for Incoming {
+    type Item = io::Result<Connection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx)
+    }
+}
