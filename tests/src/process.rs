@@ -40,6 +40,21 @@ impl Process {
         wait_for(limit, "the process to end", || self.ended())
     }
 
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end (SIGTERM).
+    ///
+    /// # Panics
+    /// When the operating system refuses.
+    pub fn terminate(&self) {
+        let process = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("telling a child to end");
+    }
+
     /// Kills it with signal 9 and waits until it is gone.
     ///
     /// # Panics

@@ -218,7 +218,7 @@ fn every_value_of_the_configuration_says_where_it_came_from() {
     let pair = |value: &str, origin: &str| (value.to_owned(), origin.to_owned());
 
     let default = show(&mut base());
-    assert_eq!(key(&default, "log"), pair("info,openraft=warn", "default"));
+    assert_eq!(key(&default, "log"), pair("info,openraft=error", "default"));
     let from_file = show(base().args(["--config", file]));
     assert_eq!(key(&from_file, "data_dir"), pair("/from/file", &format!("file {file}")));
     let from_environment = show(base().env("MUSTER_CONFIG", file).env("MUSTER_DATA_DIR", "/from/env"));

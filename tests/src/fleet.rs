@@ -1,0 +1,353 @@
+//! A node as an operator has it: a data directory, the command line, a running process and what it says.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::api::Api;
+use crate::process::{Process, binary, run, wait_for};
+
+/// How long a node may take to start or to end; far more than it needs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A directory of a node and of what its processes say. What was said is printed when the test fails.
+#[derive(Debug)]
+pub struct Home {
+    directory: tempfile::TempDir,
+}
+
+/// What a command led to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Its standard output as JSON.
+    ///
+    /// # Panics
+    /// When it did not succeed, or said something else.
+    #[must_use]
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON: {error}: {self:?}"))
+    }
+
+    /// Checks how it ended. What failed says why on standard error, in one line of its own, and nothing on standard output.
+    ///
+    /// # Panics
+    /// When it ended otherwise.
+    #[track_caller]
+    pub fn ended_with(&self, code: i32) -> &Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        if code != 0 {
+            assert!(self.stdout.is_empty() && !self.stderr.is_empty(), "{self:?}");
+        }
+        self
+    }
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Home {
+    /// An empty one.
+    ///
+    /// # Panics
+    /// When there is no room for it.
+    #[must_use]
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("muster-").tempdir().expect("a directory");
+        Self { directory }
+    }
+
+    /// The directory, in which `data` is the node's.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    /// A command of `muster` on this data directory. Nothing reaches it from outside: neither the environment nor a home
+    /// directory of whoever runs the tests.
+    #[must_use]
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(binary("muster"));
+        command.args(arguments).env_clear().env("HOME", self.path()).env("MUSTER_DATA_DIR", self.data());
+        // Tests run beside each other, and would all want the same port.
+        command.env("MUSTER_MESH", "127.0.0.1:0");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    #[must_use]
+    pub fn muster(&self, arguments: &[&str]) -> Outcome {
+        outcome(&mut self.command(arguments))
+    }
+
+    /// Starts a command whose standard error is kept.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(&self, command: &mut Command) -> Process {
+        let file = |name| OpenOptions::new().create(true).append(true).open(self.path().join(name)).expect("a file");
+        Process::start(command.stdout(file("stdout")).stderr(file("stderr")))
+    }
+
+    /// What the processes started here have said on standard error so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let mut bytes = Vec::new();
+        if let Ok(mut file) = File::open(self.path().join("stderr")) {
+            let _ = file.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("the end of what was said on standard error:");
+            for line in &lines[lines.len().saturating_sub(100)..] {
+                eprintln!("  {line}");
+            }
+        }
+    }
+}
+
+/// Runs a command to its end.
+#[must_use]
+pub fn outcome(command: &mut Command) -> Outcome {
+    let output = run(command);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Outcome { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
+/// Runs a command with something on its standard input.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+pub fn outcome_with_input(command: &mut Command, input: &str) -> Outcome {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("takes its input");
+    let output = child.wait_with_output().expect("ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Outcome { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
+/// A fleet of one node as `muster dev` runs it, and its keys.
+#[derive(Debug)]
+pub struct Fleet {
+    // Ended before the directory goes.
+    process: Process,
+    /// Where it lives.
+    pub home: Home,
+    variables: Vec<(&'static str, String)>,
+    /// The administrator's token.
+    pub admin_token: String,
+    /// The key for the gateway.
+    pub gateway_key: String,
+    endpoint: String,
+}
+
+impl Fleet {
+    /// Starts one and waits until it serves.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts one with these variables in its environment.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_with(variables: &[(&'static str, &str)]) -> Self {
+        let home = Home::new();
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let (process, dev) = start_dev(&home, &variables);
+        let text = |pointer| dev.pointer(pointer).and_then(Value::as_str).expect("a text in dev.json").to_owned();
+        let (admin_token, gateway_key) = (text("/adminToken"), text("/gatewayKey"));
+        let endpoint = text("/nodes/0/api");
+        Self { process, home, variables, admin_token, gateway_key, endpoint }
+    }
+
+    /// Starts it again over the same data; its port may be another one then.
+    pub fn restart(&mut self) {
+        let (process, dev) = start_dev(&self.home, &self.variables);
+        self.process = process;
+        dev["nodes"][0]["api"].as_str().expect("an address").clone_into(&mut self.endpoint);
+    }
+
+    /// Kills it with signal 9.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.process.terminate();
+        self.process.wait(PATIENCE)
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// The data directory of the node.
+    #[must_use]
+    pub fn node_data(&self) -> PathBuf {
+        self.home.data().join("node-1")
+    }
+
+    /// The node's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.node_data().join("muster.sock")
+    }
+
+    /// Host and port of the API.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.endpoint.trim_start_matches("http://")
+    }
+
+    /// Somebody without a key.
+    #[must_use]
+    pub fn anybody(&self) -> Api {
+        Api::new(&self.endpoint)
+    }
+
+    /// The administrator.
+    #[must_use]
+    pub fn admin(&self) -> Api {
+        self.anybody().with_key(&self.admin_token)
+    }
+
+    /// Makes a credential of the console and returns its number and its key.
+    ///
+    /// # Panics
+    /// When it is not made.
+    #[must_use]
+    #[track_caller]
+    pub fn credential(&self, role: &str) -> (u64, String) {
+        let body = serde_json::json!({"kind": "console", "label": format!("a test's {role}"), "role": role});
+        let answer = self.admin().post("/api/credentials", &body).expect(201);
+        let id = answer.body["credential"]["id"].as_u64().expect("a number");
+        (id, answer.body["key"].as_str().expect("a key").to_owned())
+    }
+
+    /// A caller of this role.
+    #[must_use]
+    #[track_caller]
+    pub fn caller(&self, role: &str) -> Api {
+        self.anybody().with_key(&self.credential(role).1)
+    }
+}
+
+fn start_dev(home: &Home, variables: &[(&'static str, String)]) -> (Process, Value) {
+    let ready = home.data().join("dev.json");
+    // What an earlier process left behind says nothing of the next.
+    let _ = std::fs::remove_file(&ready);
+    let mut command = home.command(["dev", "--nodes", "1", "--base-port", "0", "--data-dir"]);
+    command.arg(home.data()).envs(variables.iter().map(|(name, value)| (name, value)));
+    let mut process = home.start(&mut command);
+    let dev = wait_for(PATIENCE, "the fleet to be ready", || {
+        assert!(process.ended().is_none(), "it ended instead of serving");
+        serde_json::from_slice(&std::fs::read(&ready).ok()?).ok()
+    });
+    (process, dev)
+}
+
+/// A node as `muster serve` runs it.
+#[derive(Debug)]
+pub struct Node {
+    process: Process,
+    endpoint: String,
+}
+
+impl Node {
+    /// Starts `muster serve` in this home, with these arguments more, and waits until its API listens.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn start(home: &Home, arguments: &[&str]) -> Self {
+        let mut command = home.command(["serve", "--api", "127.0.0.1:0", "--name", "node-1"]);
+        Self::start_command(home, command.args(arguments))
+    }
+
+    /// The same for a command that was made elsewhere.
+    ///
+    /// # Panics
+    /// When its API does not listen in time.
+    #[must_use]
+    pub fn start_command(home: &Home, command: &mut Command) -> Self {
+        let before = home.log().len();
+        let mut process = home.start(command);
+        let endpoint = wait_for(PATIENCE, "the API to listen", || {
+            let log = home.log();
+            let line = log[before..].lines().find(|line| line.contains("the API listens"));
+            assert!(line.is_some() || process.ended().is_none(), "it ended instead of serving");
+            let address = line?.split("address=").nth(1)?.split_whitespace().next()?.to_owned();
+            Some(format!("http://{address}"))
+        });
+        Self { process, endpoint }
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn ready(&mut self) {
+        let api = Api::new(&self.endpoint);
+        wait_for(PATIENCE, "the node to be ready", || {
+            assert!(self.process.ended().is_none(), "it ended instead of serving");
+            (api.get("/ready").status == 200).then_some(())
+        });
+    }
+
+    /// Somebody with this key.
+    #[must_use]
+    pub fn caller(&self, key: &str) -> Api {
+        self.anybody().with_key(key)
+    }
+
+    /// Somebody without a key.
+    #[must_use]
+    pub fn anybody(&self) -> Api {
+        Api::new(&self.endpoint)
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
