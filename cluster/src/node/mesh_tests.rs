@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
-use super::{FoundingOptions, JoinError, JoinToken, Node, NodeOptions, found, join};
+use super::{FoundingOptions, Identity, JoinError, JoinToken, Node, NodeOptions, found, join};
 use crate::clock::SystemClock;
 use crate::consensus::{Role, Timing};
 use crate::ids::NodeId;
@@ -208,4 +208,17 @@ async fn a_token_that_is_wrong_expired_or_used_up_lets_nobody_in() {
     // A server of another fleet is never sent the secret: the joiner waits for one that it can believe.
     let waiting = tokio::time::timeout(Duration::from_secs(2), fleet.join(0, &elsewhere));
     assert!(waiting.await.is_err(), "it goes on asking");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_gives_itself_a_new_certificate_when_it_starts() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mesh = TcpListener::bind("127.0.0.1:0").expect("a port");
+    found(options(directory.path(), "node", &mesh), FoundingOptions::default()).await.expect("is founded");
+    let identity = || Identity::load(directory.path()).expect("readable").expect("a member");
+    // As good as one that has expired.
+    Identity { certificate: Vec::new(), ..identity() }.save(directory.path()).expect("is kept");
+    let node = Node::start(options(directory.path(), "node", &mesh), mesh).await.expect("starts");
+    eventually("a new certificate", || (!identity().certificate.is_empty()).then_some(())).await;
+    node.shutdown().await.expect("stops");
 }

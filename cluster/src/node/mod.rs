@@ -33,10 +33,13 @@ use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
 use crate::sealing::{HolderKey, Keyring};
 use crate::state::{Damaged, FEATURE_LEVELS, Row};
 use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
-use crate::transport::{Channels, Check, Mesh, Registered, Registry, TlsIdentity, serve};
+use crate::transport::{Authority, Channels, Check, Mesh, Registered, Registry, TlsIdentity, serve};
 
 /// How long a node may take to catch up with what it knew before it was restarted.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a node gives itself a new certificate.
+const RENEWAL: Duration = Duration::from_secs(24 * 3600);
 
 /// How long stopping waits for others to let go of the data directory.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
@@ -172,9 +175,11 @@ impl Node {
         let (joining, registry) = (identity.clone(), Arc::clone(&registered));
         services.add_service(JoinService::server(Arc::clone(&consensus), keyring.clone(), joining, registry));
         let router = tonic::transport::Server::builder().add_routes(services.routes());
-        tasks.spawn(serve(Mesh { listener: mesh, identity: tls, registered }, router, stop.clone()));
+        tasks.spawn(serve(Mesh { listener: mesh, identity: Arc::clone(&tls), registered }, router, stop.clone()));
         tasks.spawn(until(stop.clone(), answer_reads(Arc::clone(&consensus))));
         tasks.spawn(until(stop.clone(), follower.follow(from)));
+        let renewal = renew(Arc::clone(&tls), keyring.clone(), identity.clone(), directory.clone());
+        tasks.spawn(until(stop.clone(), renewal));
         if let Err(why) = consensus.recovered(RECOVERY_LIMIT).await {
             tracing::warn!(why, "without a quorum this node can not catch up; it answers from the state that it has");
         }
@@ -281,6 +286,36 @@ async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
     tokio::select! {
         () = task => {}
         () = stop.cancelled() => {}
+    }
+}
+
+/// Gives this node a new certificate when it starts and once a day, long before the old one expires: a node that does not know
+/// this one yet goes by it. Every node that holds the authority's key can sign for itself.
+async fn renew(tls: Arc<TlsIdentity>, keyring: Keyring, identity: Identity, directory: PathBuf) {
+    let public = tls.public();
+    loop {
+        let signed =
+            keyring.authority_key().ok_or_else(|| "it holds no key of the authority yet".to_owned()).and_then(|key| {
+                let authority = Authority::from_key(identity.fleet, &key).map_err(|error| error.to_string())?;
+                let public = public.as_deref().map_err(ToString::to_string)?;
+                authority.sign(identity.node, public, SystemTime::now()).map_err(|error| error.to_string())
+            });
+        let pause = match signed {
+            Ok(certificate) => {
+                tls.renew(certificate.clone());
+                let (renewed, directory) = (Identity { certificate, ..identity.clone() }, directory.clone());
+                let kept = tokio::task::spawn_blocking(move || renewed.save(&directory)).await;
+                if let Ok(Err(error)) = kept {
+                    tracing::warn!(%error, "the new certificate is shown, and not kept");
+                }
+                RENEWAL
+            }
+            Err(why) => {
+                tracing::debug!(why, "no new certificate yet");
+                PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -1,7 +1,9 @@
 //! The fleet's certificate authority and the certificates that it gives to nodes.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ED25519, PublicKeyData, SignatureAlgorithm,
@@ -136,10 +138,10 @@ impl Authority {
     }
 }
 
-/// What a node shows in TLS: its key, its certificate, and the authority's.
+/// What a node shows in TLS: its key, its certificate, which is renewed from time to time, and the authority's.
 pub struct TlsIdentity {
     key: Zeroizing<Vec<u8>>,
-    certificate: Vec<u8>,
+    certificate: ArcSwap<Vec<u8>>,
     ca_certificate: Vec<u8>,
 }
 
@@ -163,11 +165,24 @@ impl TlsIdentity {
     /// The identity with this key and these certificates.
     #[must_use]
     pub fn new(key: Zeroizing<Vec<u8>>, certificate: Vec<u8>, ca_certificate: Vec<u8>) -> Self {
-        Self { key, certificate, ca_certificate }
+        Self { key, certificate: ArcSwap::from_pointee(certificate), ca_certificate }
+    }
+
+    /// The public key that this node shows (SubjectPublicKeyInfo, DER).
+    ///
+    /// # Errors
+    /// When its private key is none.
+    pub fn public(&self) -> Result<Vec<u8>, CertificateError> {
+        Self::public_key(&self.key)
+    }
+
+    /// Shows another certificate for the same key from now on.
+    pub fn renew(&self, certificate: Vec<u8>) {
+        self.certificate.store(Arc::new(certificate));
     }
 
     pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![CertificateDer::from(self.certificate.clone()), CertificateDer::from(self.ca_certificate.clone())]
+        vec![CertificateDer::from(self.certificate.load().to_vec()), CertificateDer::from(self.ca_certificate.clone())]
     }
 
     pub(super) fn private(&self) -> PrivateKeyDer<'static> {

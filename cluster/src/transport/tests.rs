@@ -169,3 +169,21 @@ async fn garbage_and_silence_do_not_keep_others_out() {
     let client = Party::of(&place.authority, CLIENT, SystemTime::now());
     assert_eq!(place.ask(&client, place.fleet, place.server()).await, Ok(()));
 }
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_from_the_next_connection_on() {
+    let place = Place::with(|_| Vec::new()).await;
+    let mut client = Party::of(&place.authority, CLIENT, SystemTime::now() - 60 * DAY);
+    let identity = client.identity();
+    let registered = client.registered(place.fleet, vec![place.server()]);
+    let ask = || async {
+        let channels = Channels::new(Arc::clone(&identity), Arc::clone(&registered));
+        let inject = Inject { registered: Arc::clone(&registered), to: SERVER };
+        MeshClient::with_interceptor(channels.to(SERVER, Purpose::Calls), inject).read_index(ReadIndexRequest {}).await
+    };
+    assert!(ask().await.is_err(), "it has expired, and nobody knows the key");
+    let public = identity.public().expect("a key");
+    client.certificate = place.authority.0.sign(CLIENT, &public, SystemTime::now()).expect("signs");
+    identity.renew(client.certificate.clone());
+    assert!(ask().await.is_ok());
+}

@@ -6,6 +6,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
 };
@@ -179,13 +181,29 @@ impl ServerCertVerifier for AnyOfFleet {
     only_tls13!();
 }
 
+/// Shows the certificate that the node has at the moment.
+struct Current(Arc<TlsIdentity>);
+
+impl std::fmt::Debug for Current {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the node's certificate")
+    }
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let shown = CertifiedKey::from_der(self.0.chain(), self.0.private(), &ring::default_provider());
+        shown.map(Arc::new).inspect_err(|error| tracing::error!(%error, "the node's certificate can not be shown")).ok()
+    }
+}
+
 /// What the mesh listener speaks.
-pub(super) fn server_config(identity: &TlsIdentity, registered: Arc<Registered>) -> Result<ServerConfig, Error> {
+pub(super) fn server_config(identity: &Arc<TlsIdentity>, registered: Arc<Registered>) -> Result<ServerConfig, Error> {
     let clients = Arc::new(Clients { registered, ca: identity.ca() });
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
-        .with_single_cert(identity.chain(), identity.private())?;
+        .with_cert_resolver(Arc::new(Current(Arc::clone(identity))));
     config.alpn_protocols = vec![MESH.to_vec(), JOIN.to_vec()];
     Ok(config)
 }
