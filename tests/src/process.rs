@@ -5,6 +5,8 @@ use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+pub use rustix::process::Signal;
+
 /// A child process that is killed when the test lets go of it.
 #[derive(Debug)]
 pub struct Process {
@@ -51,8 +53,16 @@ impl Process {
     /// # Panics
     /// When the operating system refuses.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// When the operating system refuses.
+    pub fn signal(&self, signal: Signal) {
         let process = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("telling a child to end");
+        rustix::process::kill_process(process, signal).expect("sending a child a signal");
     }
 
     /// Kills it with signal 9 and waits until it is gone.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use muster_tests::api::{Api, try_send};
 use muster_tests::fleet::{Home, Node, PATIENCE, outcome};
-use muster_tests::process::{number, wait_for};
+use muster_tests::process::{Signal, number, wait_for};
 use serde_json::{Value, json};
 
 /// A preset token, and obviously one of a test.
@@ -41,6 +41,10 @@ impl Machine {
 
     fn kill(&mut self) {
         self.node.take().expect("is running").process().kill();
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        self.node.as_mut().expect("is running").process().signal(signal);
     }
 
     fn api(&self) -> Api {
@@ -287,6 +291,37 @@ fn without_a_quorum_writes_and_fresh_reads_are_refused_in_time_and_local_reads_g
     let other = if &key[middle..=middle] == "A" { "B" } else { "A" };
     let made_up = format!("{}{other}{}", &key[..middle], &key[middle + 1..]);
     mesh.api(survivor).post_once("/api/models", &model("another"), &made_up).is_error(400, "BAD_REQUEST");
+}
+
+#[test]
+fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
+    let mut mesh = Mesh::of_three();
+    let _ = mesh.api(0).post("/api/models", &model("before")).expect(201);
+    let frozen = mesh.leader();
+    mesh.machines[frozen].signal(Signal::STOP);
+    let other = (frozen + 1) % 3;
+    // For longer than an election takes: the others have a leader of their own by then.
+    wait_for(PATIENCE, "a write without it", || {
+        let request =
+            mesh.api(other).request("POST", "/api/models").header("idempotency-key", "k").json(&model("during"));
+        matches!(try_send(request), Ok(answer) if answer.status == 201).then_some(())
+    });
+    let api = mesh.api(frozen);
+    std::thread::scope(|scope| {
+        // They wait in its socket, and are the first that it sees when it wakes, still taking itself for the leader.
+        let early: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| try_send(api.request("GET", "/api/models")).expect("an answer"))).collect();
+        mesh.machines[frozen].signal(Signal::CONT);
+        for answer in early.into_iter().map(|thread| thread.join().expect("ends")) {
+            match answer.status {
+                200 => assert!(names(&answer.body).contains(&"during".to_owned()), "stale: {answer}"),
+                status => assert_eq!(status, 503, "{answer}"),
+            }
+        }
+    });
+    mesh.ready();
+    assert_eq!(names(&mesh.api(frozen).get("/api/models").expect(200).body), ["during", "before"]);
+    assert_eq!(mesh.hashes().len(), 1, "equal states at an equal index");
 }
 
 #[test]

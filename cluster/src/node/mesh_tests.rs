@@ -222,3 +222,60 @@ async fn a_node_gives_itself_a_new_certificate_when_it_starts() {
     eventually("a new certificate", || (!identity().certificate.is_empty()).then_some(())).await;
     node.shutdown().await.expect("stops");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_for_longer_than_the_log_reaches_back_gets_a_snapshot() {
+    let mut fleet = Fleet::of_three().await;
+    let away = eventually("a follower", || fleet.leader().map(|leader| (leader + 1) % 3)).await;
+    let before = fleet.node(away).consensus().status().last_log;
+    fleet.stop(away).await;
+    let leader = fleet.leader().expect("still leads");
+    let consensus = Arc::clone(fleet.node(leader).consensus());
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..64 {
+        let consensus = Arc::clone(&consensus);
+        writers.spawn(async move {
+            let mut port = 2000 + writer;
+            // Until the log no longer reaches back to where the other was.
+            while consensus.status().purged <= before {
+                let changes = Some(Settings { default_port: Some(port), ..Settings::default() });
+                let body = Body::UpdateSettings(UpdateSettings { changes, ..UpdateSettings::default() });
+                consensus.propose(Origin::default(), body).await.expect("is answered");
+                port += 64;
+            }
+        });
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended.expect("writes");
+    }
+    assert!(consensus.status().purged > before);
+    fleet.restart(away).await;
+    let returned = Arc::clone(fleet.node(away).consensus());
+    let same = || {
+        let (one, other) = (consensus.local(), returned.local());
+        (one.index() == other.index()).then(|| (one.fingerprint(), other.fingerprint()))
+    };
+    let (one, other) = eventually("the other to catch up", same).await;
+    assert_eq!(one, other);
+    assert!(returned.status().snapshot > before, "by a snapshot");
+    set_port(fleet.node(away), 1999).await;
+    assert_eq!(port(fleet.node(leader)).await, Some(1999));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fourth_node_does_not_vote_and_reads_and_writes_like_the_others() {
+    let mut fleet = Fleet::of_three().await;
+    let token = fleet.token(Some(1), None).await;
+    fleet.join(2, &token).await.expect("joins");
+    let consensus = Arc::clone(fleet.node(3).consensus());
+    eventually("it to hold the log", || (consensus.status().role == Role::Standby).then_some(())).await;
+    set_port(fleet.node(3), 2004).await;
+    for reader in 0..4 {
+        assert_eq!(port(fleet.node(reader)).await, Some(2004), "read through {reader}");
+    }
+    set_port(fleet.node(0), 2005).await;
+    assert_eq!(port(fleet.node(3)).await, Some(2005), "as fresh as anywhere");
+    let status = fleet.node(0).consensus().status();
+    assert_eq!(status.voters, [BTreeSet::from([1, 2, 3].map(NodeId))]);
+    assert_eq!(status.standbys, BTreeSet::from([NodeId(4)]));
+}

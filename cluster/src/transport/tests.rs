@@ -187,3 +187,25 @@ async fn a_renewed_certificate_is_shown_from_the_next_connection_on() {
     identity.renew(client.certificate.clone());
     assert!(ask().await.is_ok());
 }
+
+#[tokio::test]
+async fn without_a_certificate_there_is_no_call_of_members() {
+    let place = Place::with(|_| Vec::new()).await;
+    for (protocol, reached) in [(tls::MESH, false), (tls::JOIN, true)] {
+        let mut config = join_config(ca_hash(&place.authority.1)).expect("a configuration");
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let (config, address) = (Arc::new(config), place.address.clone());
+        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+            let (config, address) = (Arc::clone(&config), address.clone());
+            async move { connect(&address, config).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        let endpoint = tonic::transport::Endpoint::from_static("http://node.muster");
+        let answer = match endpoint.connect_with_connector(connector).await {
+            Ok(channel) => MeshClient::new(channel).read_index(ReadIndexRequest {}).await,
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        };
+        let refused = answer.expect_err("it is no member");
+        // Whoever wants to join reaches the listener, and there only what is meant for joining.
+        assert_eq!(refused.code() == Code::PermissionDenied, reached, "{refused}");
+    }
+}
