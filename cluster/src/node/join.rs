@@ -1,6 +1,7 @@
 //! Joining a fleet: from both sides.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +22,7 @@ use crate::ids::{FleetId, NodeId, StoreId};
 use crate::rows::{Node, NodeFacts, Origin, RefusalKind, RegisterNode, answer::Outcome, command::Body};
 use crate::sealing::{Keyring, SecretText};
 use crate::state::key_hash;
-use crate::storage::{make_directory, read_small, write_private};
+use crate::storage::{StoreError, make_directory, read_small, sync_directory, write_private};
 use crate::transport::{Authority, Peer, Registered, TlsIdentity, connect, join_config};
 use crate::wire::join_client::JoinClient;
 use crate::wire::join_server::{Join, JoinServer};
@@ -152,6 +153,16 @@ fn own_store(options: &NodeOptions) -> Result<StoreId, JoinError> {
     let content = serde_json::to_vec(&Joining { store_id: store.0 }).unwrap_or_default();
     write_private(&path, &content).map_err(IdentityError::from)?;
     Ok(store)
+}
+
+/// Forgets that the log is still to be made.
+pub(super) fn forget(directory: &Path) -> Result<(), IdentityError> {
+    let path = directory.join(FILE);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StoreError::io(format!("removing {}", path.display()), error).into()),
+        Ok(()) => Ok(sync_directory(directory)?),
+    }
 }
 
 async fn ask(address: &str, token: &JoinToken, request: JoinRequest) -> Result<JoinAnswer, Status> {

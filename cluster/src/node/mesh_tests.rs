@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
-use super::{FoundingOptions, Identity, JoinError, JoinToken, Node, NodeOptions, found, join};
+use super::{FoundingOptions, Identity, JoinError, JoinToken, Node, NodeOptions, StartError, found, join};
 use crate::clock::SystemClock;
 use crate::consensus::{Role, Timing};
 use crate::ids::NodeId;
@@ -278,4 +278,22 @@ async fn a_fourth_node_does_not_vote_and_reads_and_writes_like_the_others() {
     let status = fleet.node(0).consensus().status();
     assert_eq!(status.voters, [BTreeSet::from([1, 2, 3].map(NodeId))]);
     assert_eq!(status.standbys, BTreeSet::from([NodeId(4)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_lost_its_log_does_not_come_back_as_itself() {
+    let mut fleet = Fleet::founded().await;
+    let token = fleet.token(None, None).await;
+    fleet.join(0, &token).await.expect("joins");
+    fleet.stop(1).await;
+    for part in ["raft", "state", "snap"] {
+        std::fs::remove_dir_all(fleet.path(1).join(part)).expect("goes");
+    }
+    std::fs::remove_file(fleet.path(1).join("floor")).expect("goes");
+    let mesh = TcpListener::bind(&fleet.addresses[1]).expect("its port again");
+    match Node::start(options(&fleet.path(1), "node 1", &mesh), mesh).await {
+        Err(StartError::OtherStore { .. }) => {}
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it has forgotten what it promised, and votes again"),
+    }
 }

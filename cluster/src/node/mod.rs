@@ -161,6 +161,8 @@ impl Node {
         let channels = Arc::new(Channels::new(Arc::clone(&tls), Arc::clone(&registered)));
         let fresh = if identity.met.is_empty() { StoreId::random() } else { fresh_store(&directory, &identity) };
         let consensus = Arc::new(open_consensus(&options, &identity, fresh, Some(channels)).await?);
+        // From now on a log that is not there has been lost.
+        join::forget(&directory)?;
         let follower = Follower {
             consensus: Arc::clone(&consensus),
             keyring: Keyring::new(identity.fleet, []),

@@ -59,7 +59,10 @@ pub(super) fn exists(path: &Path) -> Result<bool, StoreError> {
 }
 
 /// Makes the names in a directory durable.
-pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+///
+/// # Errors
+/// When the disk refuses.
+pub fn sync_directory(path: &Path) -> Result<(), StoreError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(|e| StoreError::io(format!("syncing the directory {}", path.display()), e))

@@ -22,7 +22,7 @@ mod tests;
 mod watcher;
 
 pub use error::{OpenError, StoreError, Unusable};
-pub use files::{make_directory, read_small, write_private};
+pub use files::{make_directory, read_small, sync_directory, write_private};
 pub use floor::Floor;
 pub use log::{Completion, LogPosition, LogStats, RaftLog, TailLimits};
 pub use node::{DirectoryLock, NodeStorage, OpenOptions, OpenReport, quarantine, set_directory_aside};
