@@ -300,11 +300,19 @@ fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
     let frozen = mesh.leader();
     mesh.machines[frozen].signal(Signal::STOP);
     let other = (frozen + 1) % 3;
+    // Asked before anybody knows that the leader is gone; nobody may have to wait behind it once there is another.
+    let fresh = mesh.api(other);
+    let early = std::thread::spawn(move || fresh.get("/api/models").status);
     // For longer than an election takes: the others have a leader of their own by then.
     wait_for(PATIENCE, "a write without it", || {
         let request =
             mesh.api(other).request("POST", "/api/models").header("idempotency-key", "k").json(&model("during"));
         matches!(try_send(request), Ok(answer) if answer.status == 201).then_some(())
+    });
+    assert!(matches!(early.join(), Ok(200 | 503)), "an answer, while nobody led or after");
+    wait_for(Duration::from_secs(5), "a fresh read without it", || {
+        let answer = mesh.api(other).get("/api/models");
+        (answer.status == 200 && names(&answer.body).contains(&"during".to_owned())).then_some(())
     });
     let api = mesh.api(frozen);
     std::thread::scope(|scope| {

@@ -22,6 +22,12 @@ use crate::wire::{ProposeRequest, ReadIndexRequest};
 /// How many reads may wait for one question to the leader.
 const READS: usize = 4096;
 
+/// How long the leader may take to say how far a read must wait.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long one attempt to forward a write may take. It is repeated under the same identity, to whoever leads by then.
+const FORWARD_LIMIT: Duration = Duration::from_secs(3);
+
 /// Asks the leader.
 pub(super) struct Forward {
     pub channels: Arc<Channels>,
@@ -36,6 +42,7 @@ impl Forward {
 
     /// Sends a write to the leader.
     pub async fn propose(&self, leader: NodeId, command: &Command, limit: Duration) -> Result<Answer, ProposeError> {
+        let limit = limit.min(FORWARD_LIMIT);
         let request = ProposeRequest { command: command.encode_to_vec().into() };
         let unknown = || ProposeError::Unknown { waited: limit, retry_key: None };
         let mut client = self.client(leader);
@@ -60,7 +67,10 @@ impl Forward {
     }
 
     async fn read_index(&self, leader: NodeId) -> Result<u64, ReadError> {
-        let answer = self.client(leader).read_index(ReadIndexRequest {}).await;
+        let mut client = self.client(leader);
+        // A leader that is frozen keeps its connections; everybody who reads here waits behind this question.
+        let asking = tokio::time::timeout(ASK_LIMIT, client.read_index(ReadIndexRequest {}));
+        let Ok(answer) = asking.await else { return Err(ReadError::NoQuorum) };
         match answer.map(|answer| answer.into_inner().outcome) {
             Ok(Some(ReadOutcome::Index(index))) => Ok(index),
             Ok(Some(ReadOutcome::Leader(leader))) if leader != 0 => Err(ReadError::NotLeader(NodeId(leader))),
@@ -76,10 +86,9 @@ fn never_arrived(status: &Status) -> bool {
         Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => true,
         Code::Unavailable => {
             let source = std::error::Error::source(status);
-            let chain = std::iter::successors(source, |error| error.source());
-            chain.into_iter().any(|error| {
+            std::iter::successors(source, |error| error.source()).any(|error| {
                 let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-                matches!(kind, Some(std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::Other))
+                kind == Some(std::io::ErrorKind::ConnectionRefused)
             })
         }
         _ => false,

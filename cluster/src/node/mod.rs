@@ -41,6 +41,10 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
 /// How often a node gives itself a new certificate.
 const RENEWAL: Duration = Duration::from_secs(24 * 3600);
 
+/// How often a silent peer is asked whether it is still there, and how long it may take to say so. A connection that a
+/// partition has cut would hold its place for ever.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
 /// How long stopping waits for others to let go of the data directory.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -176,7 +180,10 @@ impl Node {
         let mut services = consensus.services(&Check { registered: Arc::clone(&registered) });
         let (joining, registry) = (identity.clone(), Arc::clone(&registered));
         services.add_service(JoinService::server(Arc::clone(&consensus), keyring.clone(), joining, registry));
-        let router = tonic::transport::Server::builder().add_routes(services.routes());
+        let router = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .add_routes(services.routes());
         tasks.spawn(serve(Mesh { listener: mesh, identity: Arc::clone(&tls), registered }, router, stop.clone()));
         tasks.spawn(until(stop.clone(), answer_reads(Arc::clone(&consensus))));
         tasks.spawn(until(stop.clone(), follower.follow(from)));
