@@ -300,12 +300,14 @@ fn announce(
 fn hints(dev: &Dev) -> String {
     let api = |index: usize| dev.nodes.get(index).or(dev.nodes.first()).map_or("", |node| node.api.as_str());
     let (first, second, third) = (api(0), api(1), api(2));
+    // As it was called: it need not stand on the path.
+    let muster = std::env::args().next().unwrap_or_else(|| "muster".to_owned());
     let Dev { admin_token, gateway_key, .. } = dev;
     format!(
         "\nadmin token  {admin_token}\ngateway key  {gateway_key}\n\nTry, in another terminal:\n\n  \
          export MUSTER_ENDPOINT={first} MUSTER_TOKEN={admin_token}\n  \
-         muster models add llama --model-id llama3.2 --base-url http://127.0.0.1:11434/v1\n  \
-         muster --endpoint {second} models list\n  \
+         {muster} models add llama --model-id llama3.2 --base-url http://127.0.0.1:11434/v1\n  \
+         {muster} --endpoint {second} models list\n  \
          curl -H \"x-api-key: $MUSTER_TOKEN\" {third}/api/cluster\n\n"
     )
 }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
@@ -23,6 +24,10 @@ use super::tls::{JOIN, MESH, named_node, public_key, server_config};
 
 /// How many connections are open at once, those that are still shaking hands included.
 const CONNECTIONS: usize = 1024;
+
+/// How many of them may belong to strangers who want to join, and for how long each: they must not take the members' places.
+const STRANGERS: usize = 16;
+const STRANGER_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long shaking hands may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -82,6 +87,7 @@ async fn accept(
     to_server: mpsc::Sender<io::Result<Connection>>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let strangers = Arc::new(Semaphore::new(STRANGERS));
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
@@ -95,8 +101,10 @@ async fn accept(
             }
         };
         let (config, registered, to_server) = (Arc::clone(&config), Arc::clone(&registered), to_server.clone());
+        let strangers = Arc::clone(&strangers);
         handshakes.spawn(async move {
-            let shaken = tokio::time::timeout(HANDSHAKE_LIMIT, shake_hands(stream, config, &registered, place)).await;
+            let shaken =
+                tokio::time::timeout(HANDSHAKE_LIMIT, shake_hands(stream, config, &registered, place, strangers)).await;
             match shaken {
                 Ok(Ok(connection)) => drop(to_server.send(Ok(connection)).await),
                 Ok(Err(error)) => tracing::debug!(%error, "a connection to the mesh was refused"),
@@ -111,6 +119,7 @@ async fn shake_hands(
     config: Arc<ServerConfig>,
     registered: &Registered,
     place: OwnedSemaphorePermit,
+    strangers: Arc<Semaphore>,
 ) -> io::Result<Connection> {
     stream.set_nodelay(true)?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
@@ -125,13 +134,27 @@ async fn shake_hands(
         (Some(_), None) => return Err(io::Error::other("no certificate")),
         _ => return Err(io::Error::other("no protocol of ours")),
     };
-    Ok(Connection { stream, peer, _place: place })
+    let stranger = match peer {
+        PeerIdentity::Member { .. } => None,
+        PeerIdentity::Joiner => {
+            let place = strangers.try_acquire_owned().map_err(|_| io::Error::other("too many strangers"))?;
+            Some(Stranger { left: Box::pin(tokio::time::sleep(STRANGER_LIMIT)), _place: place })
+        }
+    };
+    Ok(Connection { stream, peer, stranger, _place: place })
 }
 
 /// An accepted connection.
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: PeerIdentity,
+    stranger: Option<Stranger>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// What bounds a connection of somebody who is no member.
+struct Stranger {
+    left: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -145,6 +168,11 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(stranger) = &mut self.stranger
+            && stranger.left.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a stranger has stayed for too long")));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

@@ -209,3 +209,24 @@ async fn without_a_certificate_there_is_no_call_of_members() {
         assert_eq!(refused.code() == Code::PermissionDenied, reached, "{refused}");
     }
 }
+
+#[tokio::test]
+async fn strangers_do_not_take_the_places_of_members() {
+    use tokio::io::AsyncReadExt;
+    let place = Place::with(|_| Vec::new()).await;
+    let config = Arc::new(join_config(ca_hash(&place.authority.1)).expect("a configuration"));
+    let mut connections = Vec::new();
+    for _ in 0..24 {
+        connections.push(connect(&place.address, Arc::clone(&config)).await.expect("shakes hands"));
+    }
+    let mut refused = 0;
+    for connection in &mut connections {
+        // One that is served gets the server's first frame, one that is refused gets nothing.
+        let mut byte = [0];
+        let read = tokio::time::timeout(Duration::from_secs(10), connection.read(&mut byte));
+        refused += usize::from(!matches!(read.await.expect("an end or a frame"), Ok(1)));
+    }
+    assert_eq!(refused, 8, "sixteen are served at once");
+    let client = Party::of(&place.authority, CLIENT, SystemTime::now());
+    assert_eq!(place.ask(&client, place.fleet, place.server()).await, Ok(()));
+}
