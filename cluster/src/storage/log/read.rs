@@ -61,7 +61,8 @@ impl RaftLog {
                     let what = format!("the log from entry {begin} to {}", plan.stored.end);
                     return Err(StoreError::Damaged { what, why: "an entry is missing".to_owned() });
                 }
-                if cut_short && entries.is_empty() {
+                // All of it was purged, and may have used up the budget of what follows in memory.
+                if entries.is_empty() {
                     continue;
                 }
             }
