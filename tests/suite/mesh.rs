@@ -281,6 +281,7 @@ fn without_a_quorum_writes_and_fresh_reads_are_refused_in_time_and_local_reads_g
     let returning = (survivor + 1) % 3;
     mesh.restart(returning);
     wait_for(PATIENCE, "a quorum", || (mesh.api(survivor).get("/api/models").status == 200).then_some(()));
+    mesh.ready();
     // Repeated with its key, through the other node: done now or done before, but not twice.
     let repeated = mesh.api(returning).post_once("/api/models", &model("done once"), &key).expect(201);
     let again = mesh.api(survivor).post_once("/api/models", &model("done once"), &key).expect(201);
