@@ -62,6 +62,15 @@ pub enum Output {
     Json,
 }
 
+/// A first port that leaves room for the ports below and above it.
+fn base_port(text: &str) -> Result<u16, String> {
+    let port = text.parse().map_err(|_| "must be a port".to_owned())?;
+    match port {
+        0 | 5024..=65_000 => Ok(port),
+        _ => Err("must be 0 or from 5024 to 65000: the proxy is 4000 below, and the next nodes are above".to_owned()),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs a fleet of simulated machines in this process, to try Muster out.
@@ -121,6 +130,9 @@ pub struct ServeArguments {
     /// Where other nodes reach this one [default: 127.0.0.1:7946].
     #[arg(long, value_name = "ADDRESS")]
     pub mesh: Option<SocketAddr>,
+    /// The address of the proxy: models alone, with and without /v1 [env: MUSTER_PROXY] [default: 127.0.0.1:4000].
+    #[arg(long, value_name = "ADDR")]
+    pub proxy: Option<SocketAddr>,
     /// The host or address at which others reach this node [default: where the API listens].
     #[arg(long, value_name = "HOST")]
     pub advertise: Option<String>,
@@ -149,8 +161,9 @@ pub struct DevArguments {
     /// How many nodes.
     #[arg(long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
     pub nodes: u16,
-    /// The first port: the API of the first node; the next nodes are 10 apart, and the mesh 54 below. 0 takes free ones.
-    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    /// The first port: the API of the first node; the next nodes are 10 apart, the mesh 54 and the proxy 4000 below. 0 takes
+    /// free ones.
+    #[arg(long, value_name = "PORT", default_value_t = 8000, value_parser = base_port)]
     pub base_port: u16,
 }
 

@@ -27,6 +27,8 @@ pub struct Values {
     pub name: String,
     /// The address of the API. `127.0.0.1:8000`.
     pub api: SocketAddr,
+    /// The address of the proxy: the OpenAI-compatible surface alone, with and without `/v1`. `127.0.0.1:4000`.
+    pub proxy: SocketAddr,
     /// The address where other nodes reach this one. `127.0.0.1:7946`.
     pub mesh: SocketAddr,
     /// The host or address at which others reach this node; empty: the address of the API.
@@ -37,6 +39,8 @@ pub struct Values {
     pub insecure_http: bool,
     /// The longest body of a request to `/api/*`, in bytes. 1048576.
     pub body_limit: usize,
+    /// The longest body of a request to a model, in bytes. 33554432.
+    pub gateway_body_limit: usize,
 }
 
 /// Who is let in without a credential.
@@ -50,11 +54,25 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 9] =
-    ["data_dir", "log", "name", "api", "mesh", "advertise", "auth_mode", "insecure_http", "body_limit"];
+const KEYS: [&str; 11] = [
+    "data_dir",
+    "log",
+    "name",
+    "api",
+    "proxy",
+    "mesh",
+    "advertise",
+    "auth_mode",
+    "insecure_http",
+    "body_limit",
+    "gateway_body_limit",
+];
 
 /// The bounds of `body_limit`.
 const BODY_LIMITS: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024 * 1024;
+
+/// The bounds of `gateway_body_limit`.
+const GATEWAY_BODY_LIMITS: std::ops::RangeInclusive<usize> = 16 * 1024..=256 * 1024 * 1024;
 
 /// The effective configuration and where it came from.
 #[derive(Debug)]
@@ -90,6 +108,7 @@ impl Config {
         if let Some(serve) = serve {
             figment = flag(figment, "flag --name", "name", serve.name.as_ref());
             figment = flag(figment, "flag --api", "api", serve.api.as_ref());
+            figment = flag(figment, "flag --proxy", "proxy", serve.proxy.as_ref());
             figment = flag(figment, "flag --mesh", "mesh", serve.mesh.as_ref());
             figment = flag(figment, "flag --advertise", "advertise", serve.advertise.as_ref());
             let insecure = serve.insecure_http.then_some(true);
@@ -122,7 +141,7 @@ impl Config {
 }
 
 impl Values {
-    /// Host and port at which others reach the API of this node, once it is known where it listens.
+    /// Host and port at which others reach something of this node, once it is known where it listens.
     pub fn advertised(&self, listening: SocketAddr) -> String {
         match self.advertise.parse::<IpAddr>() {
             Ok(IpAddr::V6(address)) => format!("[{address}]:{}", listening.port()),
@@ -167,11 +186,15 @@ fn check_values(values: &Values) -> Result<(), String> {
     if !plain(&values.advertise) || values.advertise.contains('/') {
         return Err(format!("advertise = {:?} is neither a host nor an address", values.advertise));
     }
-    if !BODY_LIMITS.contains(&values.body_limit) {
-        let (least, most) = (BODY_LIMITS.start(), BODY_LIMITS.end());
-        return Err(format!("body_limit = {} must be from {least} to {most}", values.body_limit));
+    within("body_limit", values.body_limit, &BODY_LIMITS)?;
+    within("gateway_body_limit", values.gateway_body_limit, &GATEWAY_BODY_LIMITS)
+}
+
+fn within(key: &str, value: usize, bounds: &std::ops::RangeInclusive<usize>) -> Result<(), String> {
+    if bounds.contains(&value) {
+        return Ok(());
     }
-    Ok(())
+    Err(format!("{key} = {value} must be from {} to {}", bounds.start(), bounds.end()))
 }
 
 fn read_file(file: &Path) -> Result<figment::providers::Data<Toml>, Failure> {
@@ -189,11 +212,13 @@ fn defaults() -> Values {
         log: "info,openraft=error".to_owned(),
         name: host_name(),
         api: SocketAddr::from(([127, 0, 0, 1], 8000)),
+        proxy: SocketAddr::from(([127, 0, 0, 1], 4000)),
         mesh: SocketAddr::from(([127, 0, 0, 1], 7946)),
         advertise: String::new(),
         auth_mode: AuthMode::Required,
         insecure_http: false,
         body_limit: 1024 * 1024,
+        gateway_body_limit: 32 * 1024 * 1024,
     }
 }
 

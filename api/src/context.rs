@@ -12,8 +12,8 @@ use crate::auth::AskForPassword;
 use crate::error::ApiError;
 use crate::state::ApiState;
 
-const REQUEST_ID: &str = "x-request-id";
-const TRACEPARENT: &str = "traceparent";
+pub(crate) const REQUEST_ID: &str = "x-request-id";
+pub(crate) const TRACEPARENT: &str = "traceparent";
 
 /// The longest request id that is taken over from a caller.
 const ID_LIMIT: usize = 128;
@@ -40,7 +40,7 @@ impl Context {
 }
 
 /// An id goes into logs, headers and the audit trail, so it must not bring anything along.
-fn is_plain(id: &str) -> bool {
+pub(crate) fn is_plain(id: &str) -> bool {
     !id.is_empty() && id.len() <= ID_LIMIT && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 

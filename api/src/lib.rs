@@ -8,6 +8,7 @@ mod context;
 pub mod docs;
 mod error;
 mod fields;
+mod gateway;
 mod metrics;
 mod request;
 mod rest;
@@ -15,5 +16,6 @@ pub mod server;
 mod state;
 mod upstream;
 
+pub use gateway::{Environment, Front, Gateway, GatewayBody, GatewayOptions, Proxy, Worker};
 pub use rest::{openapi, service};
 pub use state::{ApiOptions, ApiState, AuthMode, Member, Phase, UNCONFIGURED};

@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::gateway::Tally;
 use crate::state::Member;
 
 /// Upper bounds of the classes of a request's duration, in seconds.
@@ -62,13 +63,14 @@ impl Metrics {
     ///
     /// # Errors
     /// When the text can not be made.
-    pub(crate) fn render(&self, member: Option<&Member>) -> Result<String, std::fmt::Error> {
+    pub(crate) fn render(&self, member: Option<&Member>, tally: &Tally) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::with_prefix("muster");
         registry.register("http_requests", "Requests answered", self.requests.clone());
         let seconds = self.seconds.clone();
         registry.register_with_unit("http_request_duration", "Time to answer a request", Unit::Seconds, seconds);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The running version", build);
+        tally.register(&mut registry);
         if let Some(member) = member {
             consensus(&mut registry, member);
         }

@@ -8,6 +8,7 @@ use muster_cluster::sealing::Keyring;
 use tokio::sync::watch;
 
 use crate::error::ApiError;
+use crate::gateway::Tally;
 use crate::metrics::Metrics;
 
 /// Where this node is in its life.
@@ -83,13 +84,15 @@ pub struct ApiState {
     pub options: ApiOptions,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is counted of requests to models.
+    pub(crate) tally: Arc<Tally>,
 }
 
 impl ApiState {
     /// The state of an API whose node is in this phase.
     #[must_use]
     pub fn new(phase: watch::Receiver<Phase>, options: ApiOptions) -> Self {
-        Self { phase, options, metrics: Arc::new(Metrics::default()) }
+        Self { phase, options, metrics: Arc::default(), tally: Arc::default() }
     }
 
     /// Where the node is in its life.
@@ -98,17 +101,22 @@ impl ApiState {
         self.phase.borrow().clone()
     }
 
+    /// Asks the running node, or says why it does not run.
+    pub(crate) fn with_member<T>(&self, ask: impl FnOnce(&Member) -> T) -> Result<T, &'static str> {
+        match &*self.phase.borrow() {
+            Phase::Member(member) => Ok(ask(member)),
+            Phase::Starting => Err("it is starting"),
+            Phase::Unconfigured => Err(UNCONFIGURED),
+            Phase::Stopped(_) => Err(STOPPED),
+        }
+    }
+
     /// The running node.
     ///
     /// # Errors
     /// When it does not run. Why it has stopped is not said: strangers get this error too, and the reason may name paths.
     pub fn member(&self) -> Result<Member, ApiError> {
-        match self.phase() {
-            Phase::Member(member) => Ok(member),
-            Phase::Starting => Err(ApiError::NotReady("it is starting".to_owned())),
-            Phase::Unconfigured => Err(ApiError::NotReady(UNCONFIGURED.to_owned())),
-            Phase::Stopped(_) => Err(ApiError::NotReady(STOPPED.to_owned())),
-        }
+        self.with_member(Member::clone).map_err(|why| ApiError::NotReady(why.to_owned()))
     }
 }
 

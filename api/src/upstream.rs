@@ -1,6 +1,6 @@
 //! Addresses outside the fleet that callers name and nodes dial: models and the webhook.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use url::{Host, Url};
 
@@ -37,6 +37,14 @@ pub fn check_url(text: &str) -> Result<(), &'static str> {
         None => return Err("must be an http or https URL"),
     };
     if refused { Err("must not be a link-local or metadata address") } else { Ok(()) }
+}
+
+/// Whether a node must not connect there, whatever name led to it.
+pub fn is_forbidden(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_secret(address),
+        IpAddr::V6(address) => is_secret_v6(address),
+    }
 }
 
 fn is_secret(address: Ipv4Addr) -> bool {

@@ -21,7 +21,9 @@ use crate::cli::{ClientArguments, DevArguments, NodeArguments, Output};
 use crate::client::Client;
 use crate::config::{Config, Values, default_data_dir};
 use crate::exit::Failure;
-use crate::node::{JoinWish, Runtimes, Serving, found_fleet, own_directory, preset_token, serve, stop_on_signal};
+use crate::node::{
+    Addresses, JoinWish, Runtimes, Serving, found_fleet, own_directory, preset_token, serve, stop_on_signal,
+};
 use crate::output::{print, raw};
 
 /// What is written once every node is ready.
@@ -37,6 +39,7 @@ struct Dev {
 struct DevNode {
     name: String,
     api: String,
+    proxy: String,
     mesh: String,
 }
 
@@ -47,9 +50,9 @@ struct Kept {
     admin_token: String,
     gateway_key: Option<String>,
     recovery_key: Option<String>,
-    /// Where the nodes listened, API and mesh: where they look for each other when they are started again.
+    /// Where the nodes listened: where they look for each other when they are started again.
     #[serde(default)]
-    addresses: Vec<(SocketAddr, SocketAddr)>,
+    addresses: Vec<Addresses>,
 }
 
 impl Kept {
@@ -108,12 +111,12 @@ pub fn run(arguments: &DevArguments, node: &NodeArguments, output: Output) -> Re
             if stop.is_cancelled() {
                 return Ok(());
             }
-            kept.addresses = started.iter().map(|(_, serving)| (serving.address, serving.mesh)).collect();
+            kept.addresses = started.iter().map(|(_, serving)| serving.addresses).collect();
             kept.write(&directory.join(KEPT_FILE))?;
             let gateway_key = match (kept.gateway_key.clone(), started.first()) {
                 (Some(key), _) => key,
                 (None, Some((_, first))) => {
-                    replace_gateway_key(kept.clone(), first.address, directory.join(KEPT_FILE)).await?
+                    replace_gateway_key(kept.clone(), first.addresses.api, directory.join(KEPT_FILE)).await?
                 }
                 (None, None) => return Err(failed("no node has started")),
             };
@@ -135,23 +138,18 @@ pub fn run(arguments: &DevArguments, node: &NodeArguments, output: Output) -> Re
     outcome
 }
 
-fn values(
-    base: &Values,
-    directory: &Path,
-    base_port: u16,
-    index: usize,
-    before: Option<&(SocketAddr, SocketAddr)>,
-) -> Values {
+fn values(base: &Values, directory: &Path, base_port: u16, index: usize, before: Option<&Addresses>) -> Values {
     let name = format!("node-{}", index + 1);
     let step = u16::try_from(index * 10).unwrap_or(0);
     let port = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-    let (api, mesh) = match (base_port, before) {
+    let below = |distance: u16| port(base_port.saturating_sub(distance).saturating_add(step));
+    let Addresses { api, proxy, mesh } = match (base_port, before) {
         // Where they were before: that is where they look for each other.
         (0, Some(before)) => *before,
-        (0, None) => (port(0), port(0)),
-        (base, _) => (port(base.saturating_add(step)), port(base.saturating_sub(54).saturating_add(step))),
+        (0, None) => Addresses { api: port(0), proxy: port(0), mesh: port(0) },
+        (..) => Addresses { api: below(0), proxy: below(4000), mesh: below(54) },
     };
-    Values { data_dir: directory.join(&name), name, api, mesh, ..base.clone() }
+    Values { data_dir: directory.join(&name), name, api, proxy, mesh, ..base.clone() }
 }
 
 /// Starts the nodes, lets the new ones join the first, and waits until all are ready.
@@ -213,7 +211,7 @@ async fn invite(first: &Serving) -> Result<JoinWish, Failure> {
     let command = Body::CreateCredential(CreateCredential { fields: Some(fields) });
     member.consensus.propose(origin, command).await.map_err(failed)?;
     let token = JoinToken::new(&member.identity.ca_certificate, secret);
-    Ok(JoinWish { addresses: vec![first.mesh.to_string()], token })
+    Ok(JoinWish { addresses: vec![first.addresses.mesh.to_string()], token })
 }
 
 /// The keys of the fleet in this directory, which is founded if there is none. What a crash has interrupted is taken up again.
@@ -279,16 +277,18 @@ fn announce(
 ) -> Result<(), Failure> {
     let node = |(name, serving): &(String, Serving)| DevNode {
         name: name.clone(),
-        api: format!("http://{}", serving.address),
-        mesh: format!("https://{}", serving.mesh),
+        api: format!("http://{}", serving.addresses.api),
+        proxy: format!("http://{}", serving.addresses.proxy),
+        mesh: format!("https://{}", serving.addresses.mesh),
     };
     let dev = Dev {
         admin_token: admin_token.to_owned(),
         gateway_key: gateway_key.to_owned(),
         nodes: started.iter().map(node).collect(),
     };
-    print(output, &dev, ["NODE", "API", "MESH"], |dev| {
-        dev.nodes.iter().map(|node| [node.name.clone(), node.api.clone(), node.mesh.clone()]).collect()
+    print(output, &dev, ["NODE", "API", "PROXY", "MESH"], |dev| {
+        let row = |node: &DevNode| [node.name.clone(), node.api.clone(), node.proxy.clone(), node.mesh.clone()];
+        dev.nodes.iter().map(row).collect()
     })?;
     if output == Output::Table {
         raw(hints(&dev).as_bytes())?;

@@ -7,6 +7,7 @@ use muster_cluster::sealing::SecretText;
 use muster_cluster::storage::write_private;
 use serde::Serialize;
 
+use super::listeners::Addresses;
 use super::own_directory;
 use super::serve::{Runtimes, node_options};
 use crate::config::Values;
@@ -48,7 +49,8 @@ pub fn preset_token() -> Result<Option<SecretText>, Failure> {
 /// Once there is a fleet this does not fail: the secrets are nowhere else.
 pub fn found_fleet(values: &Values, runtimes: &Runtimes, admin_token: Option<SecretText>) -> Result<Secrets, Failure> {
     own_directory(&values.data_dir)?;
-    let options: NodeOptions = node_options(values, values.api, values.mesh, runtimes);
+    let addresses = Addresses { api: values.api, proxy: values.proxy, mesh: values.mesh };
+    let options: NodeOptions = node_options(values, addresses, runtimes);
     let founding = runtimes.raft().block_on(found(options, FoundingOptions { admin_token })).map_err(failure)?;
     let Founding { fleet, admin_token, admin_token_generated, gateway_key, recovery_key } = founding;
     // What was left of an interrupted founding is set aside with the whole directory, and a new one is made.

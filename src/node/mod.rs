@@ -2,12 +2,15 @@
 
 mod directory;
 mod found;
+mod listeners;
 mod serve;
 mod signals;
 mod socket;
+mod workers;
 
 pub use directory::own_directory;
 pub use found::{Secrets, found_fleet, preset_token};
+pub use listeners::Addresses;
 pub use serve::{JoinWish, Runtimes, Serving, serve};
 pub use signals::stop_on_signal;
 pub use socket::safe_socket_path;

@@ -1,25 +1,27 @@
 //! Running a node until it is told to stop, or can not go on.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_api::server::{Limits, serve_tcp, serve_unix};
-use muster_api::{ApiOptions, ApiState, Member, Phase, UNCONFIGURED, service};
+use muster_api::server::{Limits, serve_unix};
+use muster_api::{ApiOptions, ApiState, Environment, Gateway, GatewayOptions, Member, Phase, UNCONFIGURED, service};
 use muster_cluster::clock::SystemClock;
 use muster_cluster::consensus::Timing;
 use muster_cluster::leader::{Membership, Retention};
 use muster_cluster::node::{self, Identity, JoinToken, Node, NodeOptions, Stage};
 use muster_cluster::rows::NodeFacts;
+use muster_cluster::sealing::SecretText;
 use muster_cluster::state::FEATURE_LEVELS;
-use tokio::net::TcpListener;
+use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{own_directory, socket};
+use super::listeners::{Addresses, Listeners};
+use super::own_directory;
+use super::workers::{self, Share, Workers};
 use crate::config::{AuthMode, Values};
 use crate::exit::Failure;
 
@@ -59,14 +61,15 @@ impl Runtimes {
     }
 }
 
-/// What the cluster needs to know of this node, whose API and mesh listen there.
-pub fn node_options(values: &Values, api: SocketAddr, mesh: SocketAddr, runtimes: &Runtimes) -> NodeOptions {
+/// What the cluster needs to know of this node, which listens there.
+pub fn node_options(values: &Values, addresses: Addresses, runtimes: &Runtimes) -> NodeOptions {
     NodeOptions {
         directory: values.data_dir.clone(),
         facts: NodeFacts {
             name: values.name.clone(),
-            api: values.advertised(api),
-            mesh: values.advertised(mesh),
+            api: values.advertised(addresses.api),
+            proxy: values.advertised(addresses.proxy),
+            mesh: values.advertised(addresses.mesh),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             max_level: *FEATURE_LEVELS.end(),
         },
@@ -92,10 +95,8 @@ fn failed(error: impl ToString) -> Failure {
 
 /// A node that serves.
 pub struct Serving {
-    /// Where its API listens.
-    pub address: SocketAddr,
-    /// Where its mesh listens.
-    pub mesh: SocketAddr,
+    /// Where it listens.
+    pub addresses: Addresses,
     phase: watch::Receiver<Phase>,
     ended: JoinHandle<Result<(), Failure>>,
 }
@@ -134,15 +135,8 @@ pub async fn serve(
 ) -> Result<Serving, Failure> {
     warn_of_openness(&values)?;
     own_directory(&values.data_dir)?;
-    let bound = TcpListener::bind(values.api).await;
-    let listener =
-        bound.map_err(|error| Failure::other(format!("the API can not listen on {}: {error}", values.api)))?;
-    let address = listener.local_addr().map_err(|error| Failure::other(error.to_string()))?;
-    let bound = std::net::TcpListener::bind(values.mesh);
-    let listening =
-        bound.map_err(|error| Failure::other(format!("the mesh can not listen on {}: {error}", values.mesh)))?;
-    let mesh = listening.local_addr().map_err(|error| Failure::other(error.to_string()))?;
-    let (local, file) = socket::bind(&values.data_dir)?;
+    let listeners = Listeners::bind(&values)?;
+    let addresses = listeners.addresses()?;
     let (to_phase, phase) = watch::channel(Phase::Starting);
     let options = ApiOptions {
         auth: match values.auth_mode {
@@ -153,27 +147,63 @@ pub async fn serve(
         own_uid: Some(rustix::process::geteuid().as_raw()),
         hosts: [&values.name, &values.advertise].into_iter().filter(|name| !name.is_empty()).cloned().collect(),
     };
-    let api = service(ApiState::new(phase.clone(), options));
     let closing = CancellationToken::new();
-    let servers = [
-        tokio::spawn(serve_tcp(listener, api.clone(), Limits::default(), closing.clone())),
-        tokio::spawn(serve_unix(local, api, Limits::default(), closing.clone())),
-    ];
-    let options = node_options(&values, address, mesh, runtimes);
-    tracing::info!(%address, %mesh, data = %values.data_dir.display(), "the API listens");
+    let clients = Clients::start(&listeners, &values, ApiState::new(phase.clone(), options), &closing)?;
+    let Listeners { mesh, file, .. } = listeners;
+    let Addresses { api, proxy, mesh: address } = addresses;
+    tracing::info!(address = %api, %proxy, mesh = %address, data = %values.data_dir.display(), "the API listens");
+    let options = node_options(&values, addresses, runtimes);
     let ended = tokio::spawn(async move {
-        live(options, join, listening, &to_phase, &stop, async move {
+        live(options, join, mesh, &to_phase, &stop, async move {
             // While its listener is there, no successor takes the place of the file.
             file.remove();
             // Requests under way finish before the node goes.
             closing.cancel();
-            for server in servers {
-                let _ = server.await;
-            }
+            clients.ended().await;
         })
         .await
     });
-    Ok(Serving { address, mesh, phase, ended })
+    Ok(Serving { addresses, phase, ended })
+}
+
+/// What serves clients.
+struct Clients {
+    workers: Workers,
+    local: JoinHandle<()>,
+}
+
+impl Clients {
+    fn start(
+        listeners: &Listeners,
+        values: &Values,
+        state: ApiState,
+        closing: &CancellationToken,
+    ) -> Result<Self, Failure> {
+        let shared = |error: std::io::Error| Failure::other(format!("a listener can not be shared: {error}"));
+        let environment = Environment::new(|name| std::env::var(name).ok().map(SecretText::new));
+        let options = GatewayOptions { body_limit: values.gateway_body_limit, environment };
+        let gateway = Gateway::new(state.clone(), options);
+        let rest = service(state);
+        let count = workers::count();
+        let whole = Limits::default();
+        let limits = Limits { connections: whole.connections.div_ceil(count), ..whole };
+        let share = || {
+            let worker = gateway.worker();
+            let (api, proxy) = (listeners.api.try_clone()?, listeners.proxy.try_clone()?);
+            let api = Share { listener: api, service: worker.in_front_of(rest.clone()), limits };
+            Ok((api, Share { listener: proxy, service: worker.alone(), limits }))
+        };
+        let shares = (0..count).map(|_| share()).collect::<Result<_, _>>().map_err(shared)?;
+        let workers = Workers::start(shares, closing)?;
+        let local = listeners.local.try_clone().and_then(UnixListener::from_std).map_err(shared)?;
+        let local = tokio::spawn(serve_unix(local, gateway.worker().in_front_of(rest), whole, closing.clone()));
+        Ok(Self { workers, local })
+    }
+
+    async fn ended(self) {
+        self.workers.ended().await;
+        let _ = self.local.await;
+    }
 }
 
 /// Says loudly what is open to strangers, or refuses to be.
@@ -181,14 +211,17 @@ fn warn_of_openness(values: &Values) -> Result<(), Failure> {
     if values.auth_mode == AuthMode::None {
         tracing::warn!("auth_mode = none: EVERYBODY who reaches the API is administrator");
     }
-    if !Values::is_exposed(values.api.ip()) {
-        return Ok(());
+    for (what, address) in [("API", values.api), ("proxy", values.proxy)] {
+        if !Values::is_exposed(address.ip()) {
+            continue;
+        }
+        if !values.insecure_http {
+            let why =
+                "strangers could reach it and it has no TLS; use a loopback or tailnet address, or --insecure-http";
+            return Err(Failure::other(format!("the {what} is not served on {address}: {why}")));
+        }
+        tracing::warn!(%address, "insecure_http: the {what} is served WITHOUT TLS where strangers can reach it");
     }
-    if !values.insecure_http {
-        let why = "strangers could reach it and it has no TLS; use a loopback or tailnet address, or --insecure-http";
-        return Err(Failure::other(format!("the API is not served on {}: {why}", values.api)));
-    }
-    tracing::warn!(api = %values.api, "insecure_http: the API is served WITHOUT TLS where strangers can reach it");
     Ok(())
 }
 

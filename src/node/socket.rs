@@ -3,11 +3,10 @@
 use std::fs::{Metadata, symlink_metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use tokio::net::UnixListener;
 
 use crate::exit::Failure;
 
@@ -62,6 +61,7 @@ fn own_short_directory() -> io::Result<()> {
 }
 
 /// The file of a socket that this process listens on.
+#[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
     device: u64,
@@ -100,6 +100,7 @@ pub fn bind(data_dir: &Path) -> Result<(UnixListener, SocketFile), Failure> {
         _ => {}
     }
     let listener = UnixListener::bind(&path).map_err(doing)?;
+    listener.set_nonblocking(true).map_err(doing)?;
     // Between these two lines somebody else could connect; the kernel's word on who it is keeps them out all the same.
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(doing)?;
     let file = SocketFile::of(path.clone()).map_err(doing)?;
@@ -113,8 +114,8 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
 
-    #[tokio::test]
-    async fn only_the_own_file_is_removed() {
+    #[test]
+    fn only_the_own_file_is_removed() {
         let scratch = Scratch::new("socket");
         let path = scratch.path().join("muster.sock");
         let (_listener, file) = bind(scratch.path()).expect("it listens");

@@ -94,7 +94,7 @@ impl Home {
         let mut command = Command::new(binary("muster"));
         command.args(arguments).env_clear().env("HOME", self.path()).env("MUSTER_DATA_DIR", self.data());
         // Tests run beside each other, and would all want the same port.
-        command.env("MUSTER_MESH", "127.0.0.1:0");
+        command.env("MUSTER_MESH", "127.0.0.1:0").env("MUSTER_PROXY", "127.0.0.1:0");
         command.stdin(Stdio::null());
         command
     }

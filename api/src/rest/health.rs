@@ -64,7 +64,8 @@ async fn metrics(State(state): State<ApiState>) -> Result<Response, ApiError> {
         Phase::Member(member) => Some(member),
         Phase::Starting | Phase::Unconfigured | Phase::Stopped(_) => None,
     };
-    let text = state.metrics.render(member.as_ref()).map_err(|error| ApiError::Internal(error.to_string()))?;
+    let text =
+        state.metrics.render(member.as_ref(), &state.tally).map_err(|error| ApiError::Internal(error.to_string()))?;
     let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, form)], text).into_response())
 }

@@ -165,6 +165,19 @@ impl View {
         Ok(model.filter(|model| model.row.fields.as_ref().is_some_and(|fields| fields.name() == reference)))
     }
 
+    /// The model that a client of the gateway means: by its exact name, or by its name at the proxy.
+    ///
+    /// # Errors
+    /// When a row is damaged.
+    pub fn find_served(&self, name: &str) -> Result<Option<Stored<Model>>, Damaged> {
+        let claim = self.get::<NameClaim>(super::names::name_key(name).as_bytes())?;
+        let Some(name_claim::Holder::Model(id)) = claim.and_then(|claim| claim.row.holder) else { return Ok(None) };
+        let model = self.get::<Model>(&id)?;
+        let is_meant =
+            |row: &Model| row.litellm_name == name || row.fields.as_ref().is_some_and(|fields| fields.name() == name);
+        Ok(model.filter(|model| is_meant(&model.row)))
+    }
+
     /// Every model, in the order of their ids.
     ///
     /// # Errors

@@ -132,6 +132,11 @@ impl Published {
         self.newest.load().view.clone()
     }
 
+    /// Looks at the newest view where it is. Whoever keeps it for longer takes a copy.
+    pub fn with<T>(&self, look: impl FnOnce(&View) -> T) -> T {
+        look(&self.newest.load().view)
+    }
+
     /// How long ago the newest view became the newest.
     #[must_use]
     pub fn age(&self) -> Duration {

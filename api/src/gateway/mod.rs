@@ -1,0 +1,385 @@
+//! `/v1`: requests to models, from the client's key to the provider's bytes.
+//!
+//! A request is handled by one thread from its first byte to its last. It looks at the key, the name of the model and nothing
+//! else; what it passes on, it passes on as it came. It reads this node's copy of the state and writes nothing, so it needs no
+//! quorum.
+
+mod body;
+mod error;
+mod forward;
+mod origin;
+mod relay;
+mod resolve;
+mod rewrite;
+mod scan;
+mod tally;
+mod target;
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderValue, Method, Request, Response, header};
+use http_body_util::Either;
+use hyper::body::Body;
+use muster_cluster::sealing::SecretText;
+use percent_encoding::percent_decode_str;
+use tower::util::Oneshot;
+use tower::{Service, ServiceExt};
+
+pub use body::GatewayBody;
+use body::{Collected, Held};
+use error::GatewayError;
+use forward::Call;
+use resolve::{Resolver, Shared};
+pub(crate) use tally::Tally;
+use target::Endpoint;
+
+use crate::context::{REQUEST_ID, TRACEPARENT, is_plain};
+use crate::server::{HttpService, RequestBody};
+use crate::state::{ApiState, Member};
+
+type Lookup = dyn Fn(&str) -> Option<SecretText> + Send + Sync;
+
+/// Where keys are found that models name as `env:NAME`.
+#[derive(Clone)]
+pub struct Environment(Arc<Lookup>);
+
+impl Environment {
+    /// An environment that is asked by name.
+    pub fn new(lookup: impl Fn(&str) -> Option<SecretText> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(lookup))
+    }
+
+    fn get(&self, name: &str) -> Option<SecretText> {
+        (self.0)(name)
+    }
+}
+
+impl Default for Environment {
+    fn default() -> Self {
+        Self::new(|_| None)
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(environment)")
+    }
+}
+
+/// Settings of the gateway on this node.
+#[derive(Clone, Debug)]
+pub struct GatewayOptions {
+    /// The longest body of a request to a model, in bytes.
+    pub body_limit: usize,
+    /// The variables that models may name.
+    pub environment: Environment,
+}
+
+/// The gateway of a node. Each thread that serves takes a [`Worker`] of its own.
+#[derive(Clone)]
+pub struct Gateway {
+    state: ApiState,
+    body_limit: usize,
+    held: Arc<Held>,
+    shared: Arc<Shared>,
+}
+
+impl Gateway {
+    /// The gateway of this node.
+    #[must_use]
+    pub fn new(state: ApiState, options: GatewayOptions) -> Self {
+        let shared = Shared { tally: Arc::clone(&state.tally), environment: options.environment, ..Shared::default() };
+        Self { state, body_limit: options.body_limit, held: Arc::default(), shared: Arc::new(shared) }
+    }
+
+    /// The part of the gateway that belongs to one thread: what it remembers, and its connections to providers.
+    #[must_use]
+    pub fn worker(&self) -> Worker {
+        let inner = Inner {
+            gateway: self.clone(),
+            resolver: Mutex::default(),
+            prefix: uuid::Uuid::new_v4().as_u64_pair().0,
+            requests: AtomicU64::new(0),
+        };
+        Worker(Arc::new(inner))
+    }
+}
+
+struct Inner {
+    gateway: Gateway,
+    /// Only this thread uses it, so nobody waits; it is never held while something is awaited.
+    resolver: Mutex<Resolver>,
+    prefix: u64,
+    requests: AtomicU64,
+}
+
+/// The gateway in one thread. Clones are the same.
+#[derive(Clone)]
+pub struct Worker(Arc<Inner>);
+
+impl Worker {
+    /// The surface of `:8000`: `/v1` from the gateway, everything else from the rest.
+    pub fn in_front_of<S: HttpService>(&self, rest: S) -> Front<S> {
+        Front { worker: self.clone(), rest }
+    }
+
+    /// The surface of `:4000`: the gateway alone, with and without `/v1`.
+    #[must_use]
+    pub fn alone(&self) -> Proxy {
+        Proxy { worker: self.clone() }
+    }
+
+    /// Only arithmetic and maps happen while it is held.
+    fn resolver(&self) -> MutexGuard<'_, Resolver> {
+        self.0.resolver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_member<T>(
+        &self,
+        ask: impl FnOnce(&mut Resolver, &Member) -> Result<T, GatewayError>,
+    ) -> Result<T, GatewayError> {
+        let state = &self.0.gateway.state;
+        state.with_member(|member| ask(&mut self.resolver(), member)).map_err(GatewayError::NotReady)?
+    }
+
+    /// The caller's id of the request, or one that no other request has.
+    fn request_id(&self, request: &Request<RequestBody>) -> HeaderValue {
+        let given = request.headers().get(REQUEST_ID);
+        if let Some(given) = given.filter(|id| id.to_str().is_ok_and(is_plain)) {
+            return given.clone();
+        }
+        let number = self.0.requests.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{:016x}{number:012x}", self.0.prefix);
+        HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    }
+
+    async fn answer(self, request: Request<RequestBody>, route: Route) -> Response<GatewayBody> {
+        let request_id = self.request_id(&request);
+        let mut model = String::new();
+        let answering = AssertUnwindSafe(self.try_answer(request, route, &request_id, &mut model)).catch_unwind();
+        let answer =
+            answering.await.unwrap_or_else(|_| Err(GatewayError::Internal("a request has panicked".to_owned())));
+        let mut response = answer.unwrap_or_else(|error| {
+            let response = error.respond();
+            self.0.gateway.shared.tally.refused(&model, response.status());
+            tracing::debug!(model, status = response.status().as_u16(), %error, ?request_id, "a request to a model failed");
+            response
+        });
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        response
+    }
+
+    async fn try_answer(
+        &self,
+        mut request: Request<RequestBody>,
+        route: Route,
+        request_id: &HeaderValue,
+        model: &mut String,
+    ) -> Result<Response<GatewayBody>, GatewayError> {
+        let allowed = route.method()?;
+        if request.method() != allowed && !(allowed == Method::GET && request.method() == Method::HEAD) {
+            return Err(GatewayError::WrongMethod(if allowed == Method::GET { "GET, HEAD" } else { "POST" }));
+        }
+        let endpoint = match route {
+            Route::Health => return Ok(json(Bytes::from_static(br#"{"status":"healthy"}"#))),
+            Route::Models => {
+                let listed = self.with_member(|resolver, member| {
+                    resolver.admit(member, request.headers())?;
+                    resolver.list(member)
+                });
+                return listed.map(json);
+            }
+            Route::Model(name) => {
+                let listed = self.with_member(|resolver, member| {
+                    resolver.admit(member, request.headers())?;
+                    resolver.listed(member, &name)
+                });
+                return listed.map(json);
+            }
+            Route::Call(endpoint) => endpoint,
+            Route::Unknown => return Err(GatewayError::NoRoute),
+        };
+        let settings = self.with_member(|resolver, member| resolver.admit(member, request.headers()))?;
+        let traceparent = request.headers_mut().remove(TRACEPARENT);
+        let gateway = &self.0.gateway;
+        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
+        let (written, name) = body.model()?;
+        let target = self.with_member(|resolver, member| resolver.model(member, &name, &gateway.shared))?;
+        model.clone_from(&target.name);
+        let (timeout, request_id) = (settings.timeout, request_id.clone());
+        Box::pin(Call { target, endpoint, body, written, name, request_id, traceparent, timeout }.run()).await
+    }
+}
+
+fn json(body: Bytes) -> Response<GatewayBody> {
+    let mut response = Response::new(GatewayBody::full(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// What a path of the gateway means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Route {
+    Call(Endpoint),
+    Models,
+    Model(String),
+    Health,
+    Unknown,
+}
+
+impl Route {
+    /// The route of a path below `/v1`.
+    fn of(path: &str) -> Self {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        match path {
+            "/chat/completions" => Self::Call(Endpoint::Chat),
+            "/completions" => Self::Call(Endpoint::Completions),
+            "/embeddings" => Self::Call(Endpoint::Embeddings),
+            "/models" => Self::Models,
+            _ => match path.strip_prefix("/models/").map(|name| percent_decode_str(name).decode_utf8()) {
+                Some(Ok(name)) => Self::Model(name.into_owned()),
+                _ => Self::Unknown,
+            },
+        }
+    }
+
+    /// The route of a path of `:8000`, if it is the gateway's.
+    fn of_api(path: &str) -> Option<Self> {
+        let rest = path.strip_prefix("/v1")?;
+        (rest.is_empty() || rest.starts_with('/')).then(|| Self::of(rest))
+    }
+
+    /// The route of a path of `:4000`.
+    fn of_proxy(path: &str) -> Self {
+        match Self::of_api(path) {
+            Some(Self::Unknown) | None if path.trim_end_matches('/') == "/health" => Self::Health,
+            Some(route) => route,
+            None => Self::of(path),
+        }
+    }
+
+    fn method(&self) -> Result<Method, GatewayError> {
+        match self {
+            Self::Call(_) => Ok(Method::POST),
+            Self::Models | Self::Model(_) | Self::Health => Ok(Method::GET),
+            Self::Unknown => Err(GatewayError::NoRoute),
+        }
+    }
+}
+
+type Answering<B> = Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + Send>>;
+
+/// The service of `:8000`.
+#[derive(Clone)]
+pub struct Front<S> {
+    worker: Worker,
+    rest: S,
+}
+
+/// An answer of [`Front`] that is on its way.
+pub enum FrontAnswer<S: HttpService> {
+    /// Of the gateway.
+    Gateway(Answering<GatewayBody>),
+    /// Of the rest.
+    Rest(Pin<Box<Oneshot<S, Request<RequestBody>>>>),
+}
+
+impl<S: HttpService> Future for FrontAnswer<S> {
+    type Output = Result<Response<Either<GatewayBody, S::Body>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Gateway(answering) => answering.as_mut().poll(cx).map_ok(|response| response.map(Either::Left)),
+            Self::Rest(answering) => answering.as_mut().poll(cx).map_ok(|response| response.map(Either::Right)),
+        }
+    }
+}
+
+impl<S> Service<Request<RequestBody>> for Front<S>
+where
+    S: HttpService<Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>>,
+{
+    type Response = Response<Either<GatewayBody, S::Body>>;
+    type Error = Infallible;
+    type Future = FrontAnswer<S>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // The rest is asked when a request for it has come.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<RequestBody>) -> FrontAnswer<S> {
+        match Route::of_api(request.uri().path()) {
+            Some(route) => {
+                let answering = self.worker.clone().answer(request, route);
+                FrontAnswer::Gateway(Box::pin(answering.map(Ok)))
+            }
+            None => FrontAnswer::Rest(Box::pin(self.rest.clone().oneshot(request))),
+        }
+    }
+}
+
+/// The service of `:4000`.
+#[derive(Clone)]
+pub struct Proxy {
+    worker: Worker,
+}
+
+impl Service<Request<RequestBody>> for Proxy {
+    type Response = Response<GatewayBody>;
+    type Error = Infallible;
+    type Future = Answering<GatewayBody>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        let route = Route::of_proxy(request.uri().path());
+        Box::pin(self.worker.clone().answer(request, route).map(Ok))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_mean_the_same_with_and_without_a_slash() {
+        for (path, route) in [
+            ("/v1/chat/completions", Some(Route::Call(Endpoint::Chat))),
+            ("/v1/completions/", Some(Route::Call(Endpoint::Completions))),
+            ("/v1/embeddings", Some(Route::Call(Endpoint::Embeddings))),
+            ("/v1/models/", Some(Route::Models)),
+            ("/v1/models/a%20b/c", Some(Route::Model("a b/c".to_owned()))),
+            ("/v1/models/%FF", Some(Route::Unknown)),
+            ("/v1", Some(Route::Unknown)),
+            ("/v1/health", Some(Route::Unknown)),
+            ("/v1x/models", None),
+            ("/api/models", None),
+        ] {
+            assert_eq!(Route::of_api(path), route, "{path}");
+        }
+        for (path, route) in [
+            ("/chat/completions", Route::Call(Endpoint::Chat)),
+            ("/v1/chat/completions", Route::Call(Endpoint::Chat)),
+            ("/models", Route::Models),
+            ("/v1/models", Route::Models),
+            ("/health", Route::Health),
+            ("/health/", Route::Health),
+            ("/", Route::Unknown),
+            ("/api/models", Route::Unknown),
+        ] {
+            assert_eq!(Route::of_proxy(path), route, "{path}");
+        }
+    }
+}

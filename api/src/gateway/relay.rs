@@ -1,0 +1,120 @@
+//! An answer on its way from the provider to the client.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::origin::Lease;
+use super::rewrite::Rewriter;
+use super::tally::Flight;
+
+/// The provider sent nothing more in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the provider sent nothing for {0:?}")]
+pub(super) struct ProviderStalled(Duration);
+
+/// The rest of a provider's answer. Dropping it before its end closes the connection to the provider.
+#[derive(Debug)]
+pub(super) struct Relay {
+    /// None once it has ended.
+    source: Option<(Incoming, Lease)>,
+    rewriter: Option<Rewriter>,
+    /// The longest pause between two pieces.
+    idle: Duration,
+    waiting: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Counts the request as under way until this is dropped.
+    flight: Flight,
+}
+
+impl Relay {
+    pub fn new(body: Incoming, lease: Lease, rewriter: Option<Rewriter>, idle: Duration, flight: Flight) -> Self {
+        Self { source: Some((body, lease)), rewriter, idle, waiting: None, timer: None, flight }
+    }
+
+    /// The next piece as it came.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<dyn Error + Send + Sync>>>> {
+        let Some((body, lease)) = &mut self.source else { return Poll::Ready(None) };
+        let mut frame = Pin::new(&mut *body).poll_frame(cx);
+        if frame.is_pending() {
+            // Nobody else drives the connection.
+            lease.drive(cx);
+            frame = Pin::new(body).poll_frame(cx);
+        }
+        match frame {
+            Poll::Pending => {
+                ready!(self.poll_stalled(cx));
+                self.source = None;
+                self.flight.cut();
+                Poll::Ready(Some(Err(ProviderStalled(self.idle).into())))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                self.waiting = None;
+                // Trailers mean nothing to the clients of these interfaces.
+                Poll::Ready(Some(Ok(frame.into_data().unwrap_or_default())))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.source = None;
+                self.flight.cut();
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                if let Some((body, lease)) = self.source.take() {
+                    drop(body);
+                    lease.give_back(cx);
+                }
+                self.flight.whole();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// The next piece for the client.
+    pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<dyn Error + Send + Sync>>>> {
+        loop {
+            let piece = match ready!(self.poll_source(cx)) {
+                Some(Ok(piece)) => match &mut self.rewriter {
+                    Some(rewriter) => rewriter.push(piece),
+                    None => piece,
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => match self.rewriter.take() {
+                    Some(mut rewriter) => rewriter.finish(),
+                    None => return Poll::Ready(None),
+                },
+            };
+            if !piece.is_empty() {
+                self.flight.first_byte();
+                return Poll::Ready(Some(Ok(piece)));
+            }
+        }
+    }
+
+    /// Ready when the present wait has lasted too long. The timer is set anew only when it fires, not at each piece.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.idle)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            let left = self.idle.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            timer.set(sleep(left));
+        }
+    }
+
+    /// How much is left, if that is known.
+    pub fn size_hint(&self) -> SizeHint {
+        match (&self.source, &self.rewriter) {
+            (Some((body, _)), None) => body.size_hint(),
+            (None, None) => SizeHint::with_exact(0),
+            (_, Some(_)) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Who asks, and which model is meant: answered from this node's copy of the state, without waiting for anything.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use muster_cluster::ids::ModelId;
+use muster_cluster::rows::{Model, credential_fields::Kind};
+use muster_cluster::state::{Stored, View, api_key_name, key_hash};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::Environment;
+use super::error::GatewayError;
+use super::origin::{Address, Origin};
+use super::tally::Tally;
+use super::target::{Common, HOP, Target, Trust, base_url, target};
+use crate::state::Member;
+
+/// How many keys and names a thread remembers. They are the fleet's own, so that only a very large fleet has more.
+const REMEMBERED: usize = 100_000;
+
+/// How often connections that nobody uses are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// What a thread has read of the state, each with the index at which it was seen to hold.
+///
+/// Nothing here is older than the state: an entry that was seen at another index is read again.
+#[derive(Debug, Default)]
+pub(super) struct Resolver {
+    settings: Option<(u64, GatewaySettings)>,
+    keys: HashMap<[u8; 32], (u64, Key)>,
+    models: HashMap<String, (u64, Known)>,
+    list: Option<(u64, Bytes)>,
+    common: Option<Arc<Common>>,
+    origins: HashMap<Address, Arc<Origin>>,
+    swept: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GatewaySettings {
+    enabled: bool,
+    /// How long an answer may take, and how long a stream may pause.
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Key {
+    expires_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    id: ModelId,
+    mod_index: u64,
+    target: Arc<Target>,
+}
+
+/// What a thread shares with the others.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub tally: Arc<Tally>,
+    pub trust: Trust,
+    pub environment: Environment,
+}
+
+/// The key of `Authorization: Bearer`, or of `x-api-key`.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+        return Some(key.trim()).filter(|key| scheme.eq_ignore_ascii_case("bearer") && !key.is_empty());
+    }
+    headers.get("x-api-key")?.to_str().ok().map(str::trim).filter(|key| !key.is_empty())
+}
+
+impl Resolver {
+    /// Lets in who has a key of the gateway.
+    pub fn admit(&mut self, member: &Member, headers: &HeaderMap) -> Result<GatewaySettings, GatewayError> {
+        let published = member.consensus.published();
+        let settings = published.with(|view| self.settings(view))?;
+        if !settings.enabled {
+            return Err(GatewayError::Disabled);
+        }
+        if headers.get(HOP).is_some_and(|hop| *hop == self.common(member).hop) {
+            return Err(GatewayError::Loop);
+        }
+        let key = bearer(headers).ok_or(GatewayError::InvalidKey("send a key as Authorization: Bearer"))?;
+        const UNKNOWN: GatewayError = GatewayError::InvalidKey("this key is unknown, expired or revoked");
+        let Key { expires_ms } = published.with(|view| self.key(view, key))?.ok_or(UNKNOWN)?;
+        match expires_ms {
+            Some(expires) if expires <= published.time()?.0 => Err(UNKNOWN),
+            _ => Ok(settings),
+        }
+    }
+
+    fn settings(&mut self, view: &View) -> Result<GatewaySettings, GatewayError> {
+        let index = view.index();
+        match self.settings {
+            Some((seen, settings)) if seen == index => Ok(settings),
+            _ => {
+                let (settings, _) = view.settings()?;
+                let timeout = Duration::from_secs(settings.gateway_timeout_seconds.unwrap_or(600));
+                let settings = GatewaySettings { enabled: settings.gateway_enabled.unwrap_or(true), timeout };
+                self.settings = Some((index, settings));
+                Ok(settings)
+            }
+        }
+    }
+
+    fn key(&mut self, view: &View, key: &str) -> Result<Option<Key>, GatewayError> {
+        let (hash, index) = (key_hash(key), view.index());
+        if let Some((seen, key)) = self.keys.get(&hash)
+            && *seen == index
+        {
+            return Ok(Some(*key));
+        }
+        let found = view.credential_by_hash(&hash)?.and_then(|(_, credential)| {
+            let is_gateway = matches!(credential.fields?.kind, Some(Kind::Gateway(_)));
+            is_gateway.then_some(Key { expires_ms: credential.expires_ms })
+        });
+        match found {
+            Some(key) => {
+                if self.keys.len() >= REMEMBERED {
+                    self.keys.clear();
+                }
+                self.keys.insert(hash, (index, key));
+            }
+            None => drop(self.keys.remove(&hash)),
+        }
+        Ok(found)
+    }
+
+    /// The model that has this name, or this name at the proxy.
+    pub fn model(&mut self, member: &Member, name: &str, shared: &Shared) -> Result<Arc<Target>, GatewayError> {
+        self.sweep();
+        member.consensus.published().with(|view| {
+            let index = view.index();
+            let known = self.models.get_mut(name);
+            let before = match known {
+                Some((seen, known)) if *seen == index => return Ok(Arc::clone(&known.target)),
+                Some((_, known)) => Some(known.clone()),
+                None => None,
+            };
+            let found = find(view, name)?.filter(|(_, model)| is_served(&model.row));
+            let Some((id, Stored { row, mod_index })) = found else {
+                self.models.remove(name);
+                return Err(GatewayError::ModelNotFound(name.chars().take(200).collect()));
+            };
+            let target = match before {
+                Some(before) if before.id == id && before.mod_index == mod_index => before.target,
+                _ => Arc::new(self.make(member, view, id, &row, shared)?),
+            };
+            if self.models.len() >= REMEMBERED {
+                self.models.clear();
+            }
+            self.models.insert(name.to_owned(), (index, Known { id, mod_index, target: Arc::clone(&target) }));
+            Ok(target)
+        })
+    }
+
+    fn make(
+        &mut self,
+        member: &Member,
+        view: &View,
+        id: ModelId,
+        row: &Model,
+        shared: &Shared,
+    ) -> Result<Target, GatewayError> {
+        let name = row.fields.as_ref().map_or("", |fields| fields.name());
+        let unsupported = |why| GatewayError::Unsupported { model: name.to_owned(), why };
+        let url = base_url(row, member.identity.node.0).map_err(unsupported)?;
+        let key = if row.has_api_key {
+            let secret = api_key_name(id);
+            let sealed = view.secret(&secret)?.ok_or_else(|| unsupported("its key is missing"))?;
+            let opened = member.keyring.open(&secret, &sealed);
+            Some(opened.map_err(|_| unsupported("this node can not open its key yet"))?)
+        } else if let Some(reference) = row.fields.as_ref().and_then(|fields| fields.api_key_ref.as_deref()) {
+            let variable = reference.strip_prefix("env:");
+            let variable = variable.ok_or_else(|| unsupported("its apiKeyRef names no key that this node knows"))?;
+            let value = shared.environment.get(variable);
+            Some(value.ok_or_else(|| unsupported("the variable of its apiKeyRef is not set on this node"))?)
+        } else {
+            None
+        };
+        let common = self.common(member);
+        let origins = &mut self.origins;
+        let origin = |address: Address| {
+            let tls = address.tls.then(|| shared.trust.config()).flatten();
+            Arc::clone(origins.entry(address.clone()).or_insert_with(|| Arc::new(Origin::new(address, tls))))
+        };
+        let (key, tally) = (key.as_ref().map(|key| key.reveal()), shared.tally.of(name));
+        target(row, url, key, &common, origin, tally).map_err(unsupported)
+    }
+
+    fn common(&mut self, member: &Member) -> Arc<Common> {
+        let make = || {
+            let digest = Sha256::digest([b"muster hop ", member.identity.fleet.as_bytes().as_slice()].concat());
+            let hop = data_encoding::HEXLOWER.encode(&digest[..8]);
+            // Hexadecimal digits are a header's value.
+            Arc::new(Common { hop: HeaderValue::try_from(hop).unwrap_or_else(|_| HeaderValue::from_static("muster")) })
+        };
+        Arc::clone(self.common.get_or_insert_with(make))
+    }
+
+    /// Closes what nobody has used for a while, and forgets providers that nobody asks any more.
+    fn sweep(&mut self) {
+        if self.swept.is_some_and(|swept| swept.elapsed() < SWEEP) {
+            return;
+        }
+        self.swept = Some(Instant::now());
+        self.origins.retain(|_, origin| {
+            origin.sweep();
+            Arc::strong_count(origin) > 1 || !origin.is_idle()
+        });
+    }
+
+    /// The models that can be called, as OpenAI lists them.
+    pub fn list(&mut self, member: &Member) -> Result<Bytes, GatewayError> {
+        member.consensus.published().with(|view| {
+            let index = view.index();
+            if let Some((seen, list)) = &self.list
+                && *seen == index
+            {
+                return Ok(list.clone());
+            }
+            let own = member.identity.node.0;
+            let mut models: Vec<_> = view.models()?.into_iter().map(|stored| stored.row).collect();
+            models.retain(|model| is_served(model) && base_url(model, own).is_ok());
+            models.sort_by(|a, b| name(a).cmp(name(b)));
+            let data: Vec<_> = models.iter().map(entry).collect();
+            let list = Bytes::from(json!({ "object": "list", "data": data }).to_string());
+            self.list = Some((index, list.clone()));
+            Ok(list)
+        })
+    }
+
+    /// One of them.
+    pub fn listed(&self, member: &Member, reference: &str) -> Result<Bytes, GatewayError> {
+        let own = member.identity.node.0;
+        let found = member.consensus.published().with(|view| find(view, reference))?;
+        let found = found.filter(|(_, model)| is_served(&model.row) && base_url(&model.row, own).is_ok());
+        let missing = || GatewayError::ModelNotFound(reference.chars().take(200).collect());
+        Ok(Bytes::from(entry(&found.ok_or_else(missing)?.1.row).to_string()))
+    }
+}
+
+fn name(model: &Model) -> &str {
+    model.fields.as_ref().map_or("", |fields| fields.name())
+}
+
+fn is_served(model: &Model) -> bool {
+    model.fields.as_ref().is_some_and(|fields| fields.active.unwrap_or(true))
+}
+
+fn find(view: &View, name: &str) -> Result<Option<(ModelId, Stored<Model>)>, GatewayError> {
+    let Some(stored) = view.find_served(name)? else { return Ok(None) };
+    Ok(ModelId::from_slice(&stored.row.id).map(|id| (id, stored)))
+}
+
+fn entry(model: &Model) -> serde_json::Value {
+    let provider = model.fields.as_ref().map_or("", |fields| fields.provider());
+    json!({ "id": name(model), "object": "model", "created": model.created_ms / 1000, "owned_by": provider })
+}

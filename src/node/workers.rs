@@ -1,0 +1,75 @@
+//! The threads that serve clients: one per core, each with its own executor, so that a request never changes its core.
+
+use std::net::TcpListener;
+use std::thread::JoinHandle;
+
+use muster_api::server::{HttpService, Limits, serve_tcp};
+use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
+
+use crate::exit::Failure;
+
+/// More threads than this do not make a gateway faster, and a large machine has other work for its cores.
+const LIMIT: usize = 16;
+
+/// How many threads serve a listener.
+pub fn count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(LIMIT)
+}
+
+/// What a thread serves on a listener.
+pub struct Share<S> {
+    /// Its own handle of the listening socket. All threads take from one queue: whoever is idle comes first.
+    pub listener: TcpListener,
+    /// What answers there.
+    pub service: S,
+    /// What the clients of this thread may use.
+    pub limits: Limits,
+}
+
+/// Threads that serve until they are told to stop.
+pub struct Workers(Vec<JoinHandle<()>>);
+
+impl Workers {
+    /// Starts a thread that serves these two.
+    ///
+    /// # Errors
+    /// When there can be no more threads, or a listener can not be used.
+    pub fn start<A: HttpService, B: HttpService>(
+        shares: Vec<(Share<A>, Share<B>)>,
+        stop: &CancellationToken,
+    ) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::other(format!("no threads for clients: {error}"));
+        let mut threads = Vec::new();
+        for (first, second) in shares {
+            let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+            let (first, second) = {
+                let _context = runtime.enter();
+                (serve(first, stop.clone()).map_err(failed)?, serve(second, stop.clone()).map_err(failed)?)
+            };
+            let run = move || {
+                runtime.block_on(async { tokio::join!(first, second) });
+                runtime.shutdown_background();
+            };
+            threads.push(std::thread::Builder::new().name("client".to_owned()).spawn(run).map_err(failed)?);
+        }
+        Ok(Self(threads))
+    }
+
+    /// Waits until they have ended.
+    pub async fn ended(self) {
+        let waiting = tokio::task::spawn_blocking(move || {
+            for thread in self.0 {
+                if thread.join().is_err() {
+                    tracing::error!("a thread for clients has failed");
+                }
+            }
+        });
+        let _ = waiting.await;
+    }
+}
+
+fn serve<S: HttpService>(share: Share<S>, stop: CancellationToken) -> std::io::Result<impl Future<Output = ()> + Send> {
+    let listener = tokio::net::TcpListener::from_std(share.listener)?;
+    Ok(serve_tcp(listener, share.service, share.limits, stop))
+}
