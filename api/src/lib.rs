@@ -16,6 +16,6 @@ pub mod server;
 mod state;
 mod upstream;
 
-pub use gateway::{Environment, Front, Gateway, GatewayBody, GatewayOptions, Proxy, Worker};
+pub use gateway::{Environment, ForNodes, Front, Gateway, GatewayBody, GatewayOptions, Proxy, Worker};
 pub use rest::{openapi, service};
 pub use state::{ApiOptions, ApiState, AuthMode, Member, Phase, UNCONFIGURED};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use muster_cluster::consensus::Consensus;
 use muster_cluster::node::{Identity, Node};
 use muster_cluster::sealing::Keyring;
+use muster_cluster::transport::Channels;
 use tokio::sync::watch;
 
 use crate::error::ApiError;
@@ -33,6 +34,8 @@ pub struct Member {
     pub keyring: Keyring,
     /// Who the node is.
     pub identity: Identity,
+    /// Its ways to other nodes.
+    pub channels: Arc<Channels>,
 }
 
 impl Member {
@@ -43,6 +46,7 @@ impl Member {
             consensus: Arc::clone(node.consensus()),
             keyring: node.keyring().clone(),
             identity: node.identity().clone(),
+            channels: Arc::clone(node.channels()),
         }
     }
 }

@@ -307,8 +307,9 @@ fn hints(dev: &Dev) -> String {
         "\nadmin token  {admin_token}\ngateway key  {gateway_key}\n\nTry, in another terminal:\n\n  \
          export MUSTER_ENDPOINT={first} MUSTER_TOKEN={admin_token}\n  \
          {muster} models add llama --model-id llama3.2 --base-url http://127.0.0.1:11434/v1\n  \
-         {muster} --endpoint {second} models list\n  \
-         curl -H \"x-api-key: $MUSTER_TOKEN\" {third}/api/cluster\n\n"
+         {muster} --endpoint {second} status\n  \
+         curl {third}/v1/chat/completions -H 'Authorization: Bearer {gateway_key}' \\\n    \
+         -d '{{\"model\": \"llama\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\n"
     )
 }
 

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_api::server::{Limits, serve_unix};
-use muster_api::{ApiOptions, ApiState, Environment, Gateway, GatewayOptions, Member, Phase, UNCONFIGURED, service};
+use muster_api::server::{Limits, serve_nodes, serve_unix};
+use muster_api::{
+    ApiOptions, ApiState, Environment, Gateway, GatewayOptions, Member, Phase, UNCONFIGURED, Worker, service,
+};
 use muster_cluster::clock::SystemClock;
 use muster_cluster::consensus::Timing;
 use muster_cluster::leader::{Membership, Retention};
@@ -153,8 +155,9 @@ pub async fn serve(
     let Addresses { api, proxy, mesh: address } = addresses;
     tracing::info!(address = %api, %proxy, mesh = %address, data = %values.data_dir.display(), "the API listens");
     let options = node_options(&values, addresses, runtimes);
+    let (nodes, asked) = (clients.nodes.clone(), closing.clone());
     let ended = tokio::spawn(async move {
-        live(options, join, mesh, &to_phase, &stop, async move {
+        live(options, join, mesh, &to_phase, &stop, (nodes, asked), async move {
             // While its listener is there, no successor takes the place of the file.
             file.remove();
             // Requests under way finish before the node goes.
@@ -168,6 +171,8 @@ pub async fn serve(
 
 /// What serves clients.
 struct Clients {
+    /// Answers the gateways of other nodes.
+    nodes: Worker,
     workers: Workers,
     local: JoinHandle<()>,
 }
@@ -197,7 +202,7 @@ impl Clients {
         let workers = Workers::start(shares, closing)?;
         let local = listeners.local.try_clone().and_then(UnixListener::from_std).map_err(shared)?;
         let local = tokio::spawn(serve_unix(local, gateway.worker().in_front_of(rest), whole, closing.clone()));
-        Ok(Self { workers, local })
+        Ok(Self { nodes: gateway.worker(), workers, local })
     }
 
     async fn ended(self) {
@@ -232,6 +237,7 @@ async fn live(
     mesh: std::net::TcpListener,
     phase: &watch::Sender<Phase>,
     stop: &CancellationToken,
+    (nodes, closing): (Worker, CancellationToken),
     close: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let close = std::pin::pin!(close);
@@ -260,6 +266,9 @@ async fn live(
         }
     };
     phase.send_replace(Phase::Member(Member::of(&node)));
+    let askers = node
+        .take_askers()
+        .map(|askers| tokio::spawn(serve_nodes(askers, nodes.for_nodes(), Limits::default(), closing)));
     tracing::info!(node = %node.identity().node, fleet = %node.identity().fleet, "serving");
     let outcome = tokio::select! {
         why = node.failed() => {
@@ -273,6 +282,9 @@ async fn live(
     };
     let why = outcome.as_ref().err().map_or_else(|| "it is stopping".to_owned(), ToString::to_string);
     close.await;
+    if let Some(askers) = askers {
+        let _ = askers.await;
+    }
     phase.send_replace(Phase::Stopped(why));
     let closed = node.shutdown().await.map_err(|error| Failure::other(error.to_string()));
     outcome.and(closed)

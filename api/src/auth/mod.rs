@@ -84,6 +84,7 @@ fn source(peer: Option<&Peer>) -> String {
     match peer {
         Some(Peer::Tcp(address)) => address.ip().to_string(),
         Some(Peer::Local { .. }) => "local socket".to_owned(),
+        Some(Peer::Node(node)) => format!("node {node}"),
         None => String::new(),
     }
 }

@@ -71,6 +71,10 @@ impl Call {
         let (head, body) = response.into_parts();
         if !head.status.is_success() {
             let relay = Relay::new(body, lease, None, ERROR_TIME, flight);
+            if self.target.is_node {
+                // Another gateway has put it into our form.
+                return Ok(passed(head.status, &head.headers, GatewayBody::relay(relay)));
+            }
             return Err(refused(head.status, &head.headers, relay, &self.target.name).await);
         }
         flight.answered();
@@ -79,20 +83,25 @@ impl Call {
         let short = whole && matches!(rewriter, Some(Rewriter::Object(_)));
         let relay = Relay::new(body, lease, rewriter, self.timeout, flight);
         let body = if short { collect(relay, &self.target.name).await? } else { GatewayBody::relay(relay) };
-        let mut response = Response::new(body);
-        *response.status_mut() = head.status;
-        for name in PASSED {
-            if let Some(value) = head.headers.get(&name) {
-                response.headers_mut().insert(name, value.clone());
-            }
-        }
-        Ok(response)
+        Ok(passed(head.status, &head.headers, body))
     }
 
     fn unreachable(&self, error: &OriginError) -> GatewayError {
         tracing::debug!(model = self.target.name, address = ?self.target.origin.address(), ?error, "a provider was not reached");
         GatewayError::Unreachable { model: self.target.name.clone(), why: error.to_string() }
     }
+}
+
+/// The answer with what of the provider's head concerns the client.
+fn passed(status: StatusCode, headers: &HeaderMap, body: GatewayBody) -> Response<GatewayBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    for name in PASSED {
+        if let Some(value) = headers.get(&name) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
 }
 
 /// What puts the client's name into the answer, if that has a form in which it can be found.

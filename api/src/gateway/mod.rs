@@ -23,12 +23,14 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::Either;
 use hyper::body::Body;
+use muster_cluster::ids::ModelId;
 use muster_cluster::sealing::SecretText;
 use percent_encoding::percent_decode_str;
 use tower::util::Oneshot;
@@ -40,7 +42,7 @@ use error::GatewayError;
 use forward::Call;
 use resolve::{Resolver, Shared};
 pub(crate) use tally::Tally;
-use target::Endpoint;
+use target::{Endpoint, INDEX, MODEL};
 
 use crate::context::{REQUEST_ID, TRACEPARENT, is_plain};
 use crate::server::{HttpService, RequestBody};
@@ -138,6 +140,12 @@ impl Worker {
         Proxy { worker: self.clone() }
     }
 
+    /// What other nodes' gateways are answered with: they have checked the key and found the model.
+    #[must_use]
+    pub fn for_nodes(&self) -> ForNodes {
+        ForNodes { worker: self.clone() }
+    }
+
     /// Only arithmetic and maps happen while it is held.
     fn resolver(&self) -> MutexGuard<'_, Resolver> {
         self.0.resolver.lock().unwrap_or_else(PoisonError::into_inner)
@@ -218,6 +226,48 @@ impl Worker {
         let (timeout, request_id) = (settings.timeout, request_id.clone());
         Box::pin(Call { target, endpoint, body, written, name, request_id, traceparent, timeout }.run()).await
     }
+
+    /// Answers what another gateway asks.
+    async fn answer_node(self, request: Request<RequestBody>) -> Response<GatewayBody> {
+        let request_id = self.request_id(&request);
+        let mut model = String::new();
+        let answering = AssertUnwindSafe(self.try_answer_node(request, &request_id, &mut model)).catch_unwind();
+        let panicked = |_| Err(GatewayError::Internal("a request of another node has panicked".to_owned()));
+        let mut response = answering.await.unwrap_or_else(panicked).unwrap_or_else(|error| {
+            tracing::debug!(model, %error, ?request_id, "a request of another node to a model failed");
+            error.respond()
+        });
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        response
+    }
+
+    async fn try_answer_node(
+        &self,
+        mut request: Request<RequestBody>,
+        request_id: &HeaderValue,
+        model: &mut String,
+    ) -> Result<Response<GatewayBody>, GatewayError> {
+        let Route::Call(endpoint) = Route::of(request.uri().path()) else { return Err(GatewayError::NoRoute) };
+        let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let id = text(MODEL).and_then(|id| uuid::Uuid::try_parse(id).ok()).map(ModelId);
+        let (id, index) = (id.ok_or(GatewayError::MissingModel)?, text(INDEX).and_then(|index| index.parse().ok()));
+        let published = self.with_member(|_, member| Ok(Arc::clone(member.consensus.published())))?;
+        // The other node may have heard of the model before this one.
+        let reached = tokio::time::timeout(CATCH_UP, published.reached(index.unwrap_or(0))).await;
+        reached.map_err(|_| GatewayError::NotReady("its copy of the state lags behind"))?;
+        let traceparent = request.headers_mut().remove(TRACEPARENT);
+        let gateway = &self.0.gateway;
+        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
+        let (written, _) = body.model()?;
+        let (target, timeout) = self.with_member(|resolver, member| {
+            Ok((resolver.own_model(member, id, &gateway.shared)?, resolver.timeout(member)?))
+        })?;
+        model.clone_from(&target.name);
+        // The name was replaced where the client asked, and is replaced there again in the answer.
+        let name = target.model_id.clone();
+        let request_id = request_id.clone();
+        Box::pin(Call { target, endpoint, body, written, name, request_id, traceparent, timeout }.run()).await
+    }
 }
 
 fn json(body: Bytes) -> Response<GatewayBody> {
@@ -225,6 +275,9 @@ fn json(body: Bytes) -> Response<GatewayBody> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
+
+/// How long a gateway that is asked by another may take to catch up with it.
+const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// What a path of the gateway means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -346,6 +399,26 @@ impl Service<Request<RequestBody>> for Proxy {
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
         let route = Route::of_proxy(request.uri().path());
         Box::pin(self.worker.clone().answer(request, route).map(Ok))
+    }
+}
+
+/// The service for the gateways of other nodes.
+#[derive(Clone)]
+pub struct ForNodes {
+    worker: Worker,
+}
+
+impl Service<Request<RequestBody>> for ForNodes {
+    type Response = Response<GatewayBody>;
+    type Error = Infallible;
+    type Future = Answering<GatewayBody>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        Box::pin(self.worker.clone().answer_node(request).map(Ok))
     }
 }
 

@@ -12,6 +12,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
+use muster_cluster::ids::NodeId;
+use muster_cluster::transport::Channels;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, lookup_host};
@@ -42,6 +44,9 @@ pub(super) enum OriginError {
     /// Nothing listens there, or it can not be reached.
     #[error("{}", describe(.0))]
     Connect(io::Error),
+    /// The node whose provider it is can not be reached.
+    #[error("its node can not be reached: {}", describe(.0))]
+    Node(io::Error),
     /// The name leads nowhere, or only to where a node does not go.
     #[error("{0}")]
     Name(&'static str),
@@ -64,18 +69,36 @@ fn describe(error: &io::Error) -> String {
 
 /// Where requests for a provider go.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Address {
-    /// Whether it is asked with TLS.
-    pub tls: bool,
-    /// A name or an address, without brackets.
-    pub host: String,
-    pub port: u16,
+pub(super) enum Address {
+    /// To the provider.
+    Provider {
+        /// Whether it is asked with TLS.
+        tls: bool,
+        /// A name or an address, without brackets.
+        host: String,
+        port: u16,
+    },
+    /// To the gateway of the node whose provider it is.
+    Node(NodeId),
+}
+
+/// What is needed to connect there.
+#[derive(Clone)]
+pub(super) enum Way {
+    /// Nothing.
+    Plain,
+    /// There is none: this machine has no TLS.
+    None,
+    /// TLS, with the certificates that this machine trusts.
+    Tls(Arc<ClientConfig>),
+    /// This node's ways to others.
+    Mesh(Arc<Channels>),
 }
 
 /// A provider's address and the connections of one thread to it.
 pub(super) struct Origin {
     address: Address,
-    tls: Option<Arc<ClientConfig>>,
+    way: Way,
     /// The one that was used last is last.
     idle: Mutex<Vec<Idle>>,
 }
@@ -117,8 +140,8 @@ impl Connected {
 }
 
 impl Origin {
-    pub fn new(address: Address, tls: Option<Arc<ClientConfig>>) -> Self {
-        Self { address, tls, idle: Mutex::default() }
+    pub fn new(address: Address, way: Way) -> Self {
+        Self { address, way, idle: Mutex::default() }
     }
 
     pub fn address(&self) -> &Address {
@@ -163,22 +186,17 @@ impl Origin {
     }
 
     async fn connect_unbounded(&self) -> Result<Connected, OriginError> {
-        let Address { host, port, .. } = &self.address;
-        let stream = match host.parse::<IpAddr>() {
-            Ok(address) => dial([SocketAddr::new(address, *port)].into_iter()).await?,
-            Err(_) => {
-                let found = lookup_host((host.as_str(), *port)).await;
-                dial(found.map_err(|_| OriginError::Name("its name leads nowhere"))?).await?
-            }
-        };
-        stream.set_nodelay(true).map_err(OriginError::Connect)?;
-        let stream = match &self.tls {
-            None => Either::Left(stream),
-            Some(config) => {
+        let stream = match (&self.address, &self.way) {
+            (Address::Provider { host, port, .. }, Way::Plain) => Either::Left(reach(host, *port).await?),
+            (Address::Provider { host, port, .. }, Way::Tls(config)) => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| OriginError::Name("its name is no name"))?;
-                let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
-                Either::Right(connecting.map_err(OriginError::Connect)?)
+                let connecting = TlsConnector::from(Arc::clone(config)).connect(name, reach(host, *port).await?);
+                Either::Right(connecting.await.map_err(OriginError::Connect)?)
             }
+            (Address::Node(node), Way::Mesh(channels)) => {
+                Either::Right(channels.dial(*node).await.map_err(OriginError::Node)?)
+            }
+            _ => return Err(OriginError::Name("there is no way to it")),
         };
         let handshake = Builder::new().handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(OriginError::Broken)?;
@@ -206,6 +224,19 @@ impl Origin {
             Err(error) => Err(OriginError::Broken(error)),
         }
     }
+}
+
+/// Connects to a name or an address.
+async fn reach(host: &str, port: u16) -> Result<TcpStream, OriginError> {
+    let stream = match host.parse::<IpAddr>() {
+        Ok(address) => dial([SocketAddr::new(address, port)].into_iter()).await?,
+        Err(_) => {
+            let found = lookup_host((host, port)).await;
+            dial(found.map_err(|_| OriginError::Name("its name leads nowhere"))?).await?
+        }
+    };
+    stream.set_nodelay(true).map_err(OriginError::Connect)?;
+    Ok(stream)
 }
 
 /// Connects to the first of the addresses that answers.

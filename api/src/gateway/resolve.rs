@@ -14,9 +14,9 @@ use sha2::{Digest, Sha256};
 
 use super::Environment;
 use super::error::GatewayError;
-use super::origin::{Address, Origin};
+use super::origin::{Address, Origin, Way};
 use super::tally::Tally;
-use super::target::{Common, HOP, Target, Trust, base_url, target};
+use super::target::{Common, HOP, Reach, Target, Trust, reach, target, through};
 use crate::state::Member;
 
 /// How many keys and names a thread remembers. They are the fleet's own, so that only a very large fleet has more.
@@ -95,6 +95,11 @@ impl Resolver {
         }
     }
 
+    /// How long an answer may take.
+    pub fn timeout(&mut self, member: &Member) -> Result<Duration, GatewayError> {
+        member.consensus.published().with(|view| self.settings(view)).map(|settings| settings.timeout)
+    }
+
     fn settings(&mut self, view: &View) -> Result<GatewaySettings, GatewayError> {
         let index = view.index();
         match self.settings {
@@ -130,6 +135,17 @@ impl Resolver {
             None => drop(self.keys.remove(&hash)),
         }
         Ok(found)
+    }
+
+    /// The model that another gateway asks for. Its address must be one of this node's own.
+    pub fn own_model(&mut self, member: &Member, id: ModelId, shared: &Shared) -> Result<Arc<Target>, GatewayError> {
+        let name = member.consensus.published().with(|view| -> Result<_, GatewayError> {
+            let stored = view.model(id)?;
+            let own = stored.filter(|model| matches!(reach(&model.row, member.identity.node), Ok(Reach::Here(_))));
+            Ok(own.and_then(|model| model.row.fields?.name))
+        })?;
+        let name = name.ok_or_else(|| GatewayError::ModelNotFound(id.to_string()))?;
+        self.model(member, &name, shared)
     }
 
     /// The model that has this name, or this name at the proxy.
@@ -170,7 +186,16 @@ impl Resolver {
     ) -> Result<Target, GatewayError> {
         let name = row.fields.as_ref().map_or("", |fields| fields.name());
         let unsupported = |why| GatewayError::Unsupported { model: name.to_owned(), why };
-        let url = base_url(row, member.identity.node.0).map_err(unsupported)?;
+        let tally = shared.tally.of(name);
+        let url = match reach(row, member.identity.node).map_err(unsupported)? {
+            Reach::Here(url) => url,
+            Reach::Through(node) => {
+                let address = Address::Node(node);
+                let make = || Arc::new(Origin::new(address.clone(), Way::Mesh(Arc::clone(&member.channels))));
+                let origin = Arc::clone(self.origins.entry(address.clone()).or_insert_with(make));
+                return through(row, id, view.index(), origin, tally).map_err(unsupported);
+            }
+        };
         let key = if row.has_api_key {
             let secret = api_key_name(id);
             let sealed = view.secret(&secret)?.ok_or_else(|| unsupported("its key is missing"))?;
@@ -187,10 +212,13 @@ impl Resolver {
         let common = self.common(member);
         let origins = &mut self.origins;
         let origin = |address: Address| {
-            let tls = address.tls.then(|| shared.trust.config()).flatten();
-            Arc::clone(origins.entry(address.clone()).or_insert_with(|| Arc::new(Origin::new(address, tls))))
+            let way = match &address {
+                Address::Provider { tls: true, .. } => shared.trust.config().map_or(Way::None, Way::Tls),
+                _ => Way::Plain,
+            };
+            Arc::clone(origins.entry(address.clone()).or_insert_with(|| Arc::new(Origin::new(address, way))))
         };
-        let (key, tally) = (key.as_ref().map(|key| key.reveal()), shared.tally.of(name));
+        let key = key.as_ref().map(|key| key.reveal());
         target(row, url, key, &common, origin, tally).map_err(unsupported)
     }
 
@@ -225,9 +253,9 @@ impl Resolver {
             {
                 return Ok(list.clone());
             }
-            let own = member.identity.node.0;
+            let own = member.identity.node;
             let mut models: Vec<_> = view.models()?.into_iter().map(|stored| stored.row).collect();
-            models.retain(|model| is_served(model) && base_url(model, own).is_ok());
+            models.retain(|model| is_served(model) && reach(model, own).is_ok());
             models.sort_by(|a, b| name(a).cmp(name(b)));
             let data: Vec<_> = models.iter().map(entry).collect();
             let list = Bytes::from(json!({ "object": "list", "data": data }).to_string());
@@ -238,9 +266,9 @@ impl Resolver {
 
     /// One of them.
     pub fn listed(&self, member: &Member, reference: &str) -> Result<Bytes, GatewayError> {
-        let own = member.identity.node.0;
+        let own = member.identity.node;
         let found = member.consensus.published().with(|view| find(view, reference))?;
-        let found = found.filter(|(_, model)| is_served(&model.row) && base_url(&model.row, own).is_ok());
+        let found = found.filter(|(_, model)| is_served(&model.row) && reach(&model.row, own).is_ok());
         let missing = || GatewayError::ModelNotFound(reference.chars().take(200).collect());
         Ok(Bytes::from(entry(&found.ok_or_else(missing)?.1.row).to_string()))
     }

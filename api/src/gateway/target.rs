@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Uri, header};
+use muster_cluster::ids::{ModelId, NodeId};
 use muster_cluster::rows::Model;
 use rustls::ClientConfig;
 use url::{Host, Url};
@@ -14,6 +15,12 @@ use super::tally::ModelTally;
 
 /// Marks what this fleet has sent to a provider: who gets it back is a provider whose address leads here.
 pub(super) const HOP: &str = "muster-hop";
+
+/// Names the model in what one gateway asks another.
+pub(super) const MODEL: &str = "muster-model";
+
+/// Says how new the copy of the state must be of the gateway that is asked.
+pub(super) const INDEX: &str = "muster-index";
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("muster/", env!("CARGO_PKG_VERSION")));
 
@@ -80,6 +87,8 @@ pub(super) struct Target {
     pub model_id: String,
     /// The same as a JSON string.
     pub written_id: Bytes,
+    /// Whether another gateway is asked, which answers errors in our form already.
+    pub is_node: bool,
     /// Its counts.
     pub tally: ModelTally,
 }
@@ -97,17 +106,27 @@ impl Target {
     }
 }
 
-/// Whether the gateway can call it at all, or why not.
-pub(super) fn base_url(model: &Model, own_node: u64) -> Result<&str, &'static str> {
+/// How a model is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach<'a> {
+    /// From here, at this address.
+    Here(&'a str),
+    /// By the gateway of this node: the address means something there only.
+    Through(NodeId),
+}
+
+/// Whether a model can be called at all, and how, or why not.
+pub(super) fn reach(model: &Model, own: NodeId) -> Result<Reach<'_>, &'static str> {
     let Some(fields) = &model.fields else { return Err("it has no fields") };
     if FOREIGN.contains(&fields.provider()) {
         return Err("its provider does not speak OpenAI's language, and this version translates none");
     }
-    if fields.node_id.is_some_and(|node| node != own_node) {
-        return Err("its address is one of another node's own, which only that node can call");
-    }
     let known = || KNOWN.into_iter().find(|(provider, _)| *provider == fields.provider()).map(|(_, url)| url);
-    fields.base_url.as_deref().or_else(known).ok_or("it has no baseUrl")
+    let url = fields.base_url.as_deref().or_else(known).ok_or("it has no baseUrl")?;
+    match fields.node_id.map(NodeId) {
+        Some(node) if node != own => Ok(Reach::Through(node)),
+        _ => Ok(Reach::Here(url)),
+    }
 }
 
 /// What all targets of a node share.
@@ -165,11 +184,43 @@ pub(super) fn target(
     let written_id = serde_json::to_vec(&model_id).map_err(|_| "its modelId can not be sent")?;
     Ok(Target {
         name: fields.name.unwrap_or_default(),
-        origin: origin(Address { tls: url.scheme() == "https", host, port }),
+        origin: origin(Address::Provider { tls: url.scheme() == "https", host, port }),
         paths: [chat?, completions?, embeddings?],
         headers,
         model_id,
         written_id: written_id.into(),
+        is_node: false,
+        tally,
+    })
+}
+
+/// The target for a model that another node calls.
+///
+/// # Errors
+/// Says what is wrong with the model.
+pub(super) fn through(
+    model: &Model,
+    id: ModelId,
+    index: u64,
+    origin: Arc<Origin>,
+    tally: ModelTally,
+) -> Result<Target, &'static str> {
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(header::HOST, HeaderValue::from_static("node.muster"));
+    headers.insert(header::CONTENT_TYPE, JSON);
+    headers.insert(MODEL, HeaderValue::try_from(id.to_string()).map_err(|_| "its id can not be sent")?);
+    headers.insert(INDEX, HeaderValue::from(index));
+    let fields = model.fields.clone().unwrap_or_default();
+    let model_id = fields.model_id.unwrap_or_default();
+    let written_id = serde_json::to_vec(&model_id).map_err(|_| "its modelId can not be sent")?;
+    Ok(Target {
+        name: fields.name.unwrap_or_default(),
+        origin,
+        paths: Endpoint::ALL.map(|endpoint| Uri::from_static(endpoint.path())),
+        headers,
+        model_id,
+        written_id: written_id.into(),
+        is_node: true,
         tally,
     })
 }
@@ -217,6 +268,7 @@ fn load_trust() -> Option<Arc<ClientConfig>> {
 mod tests {
     use muster_cluster::rows::ModelFields;
 
+    use super::super::origin::Way;
     use super::super::tally::Tally;
     use super::*;
 
@@ -233,7 +285,7 @@ mod tests {
 
     fn made(url: &str, key: Option<&str>) -> Target {
         let common = Common { hop: HeaderValue::from_static("x") };
-        let origin = |address| Arc::new(Origin::new(address, None));
+        let origin = |address| Arc::new(Origin::new(address, Way::Plain));
         let model = model("openai-compatible", Some(url));
         target(&model, url, key, &common, origin, Tally::default().of("a name")).expect("a target")
     }
@@ -247,7 +299,9 @@ mod tests {
             ("https://[::1]:8443/a/b?v=1", "::1", 8443, "[::1]:8443", "/a/b/chat/completions?v=1"),
         ] {
             let target = made(url, None);
-            let Address { tls, host: found, port: found_port } = target.origin.address();
+            let Address::Provider { tls, host: found, port: found_port } = target.origin.address() else {
+                panic!("{url}")
+            };
             assert_eq!((*tls, found.as_str(), *found_port), (url.starts_with("https"), host, port), "{url}");
             assert_eq!(target.headers[header::HOST], authority, "{url}");
             assert_eq!(target.uri(Endpoint::Chat), path, "{url}");
@@ -267,13 +321,14 @@ mod tests {
 
     #[test]
     fn what_can_not_be_called_says_why() {
-        assert_eq!(base_url(&model("openai", None), 1), Ok("https://api.openai.com/v1"));
-        assert_eq!(base_url(&model("openai", Some("http://own/v1")), 1), Ok("http://own/v1"));
-        assert!(base_url(&model("ollama", None), 1).is_err());
-        assert!(base_url(&model("anthropic", Some("http://own/v1")), 1).is_err());
+        let one = NodeId(1);
+        assert_eq!(reach(&model("openai", None), one), Ok(Reach::Here("https://api.openai.com/v1")));
+        assert_eq!(reach(&model("openai", Some("http://own/v1")), one), Ok(Reach::Here("http://own/v1")));
+        assert!(reach(&model("ollama", None), one).is_err());
+        assert!(reach(&model("anthropic", Some("http://own/v1")), one).is_err());
         let mut elsewhere = model("vllm", Some("http://127.0.0.1/v1"));
         elsewhere.fields.as_mut().expect("fields").node_id = Some(2);
-        assert!(base_url(&elsewhere, 1).is_err());
-        assert_eq!(base_url(&elsewhere, 2), Ok("http://127.0.0.1/v1"));
+        assert_eq!(reach(&elsewhere, one), Ok(Reach::Through(NodeId(2))));
+        assert_eq!(reach(&elsewhere, NodeId(2)), Ok(Reach::Here("http://127.0.0.1/v1")));
     }
 }

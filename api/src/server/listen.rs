@@ -3,8 +3,10 @@
 use std::io;
 use std::time::Duration;
 
+use muster_cluster::transport::PeerConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::Peer;
@@ -43,6 +45,24 @@ impl Listen for UnixListener {
         let (io, _) = self.accept().await?;
         let uid = io.peer_cred().ok().map(|cred| cred.uid());
         Ok((io, Peer::Local { uid }))
+    }
+}
+
+/// The connections of other nodes' gateways.
+pub(super) struct Askers(pub tokio::sync::Mutex<mpsc::Receiver<PeerConnection>>);
+
+impl Listen for Askers {
+    type Io = PeerConnection;
+
+    async fn accept(&self) -> io::Result<(PeerConnection, Peer)> {
+        match self.0.lock().await.recv().await {
+            Some(connection) => {
+                let peer = Peer::Node(connection.node);
+                Ok((connection, peer))
+            }
+            // The node has ended. Whoever serves it is told so, and stops asking.
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -19,9 +19,11 @@ use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use muster_cluster::ids::NodeId;
+use muster_cluster::transport::PeerConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +31,7 @@ use tower::ServiceExt;
 use tower::util::Oneshot;
 
 pub use body::{BodyTimedOut, RequestBody};
-use listen::{AcceptFailures, Listen, accept};
+use listen::{AcceptFailures, Askers, Listen, accept};
 
 /// Bytes that a connection buffers in each direction, and so the bound of a request's head. A larger head is answered 431.
 ///
@@ -74,6 +76,8 @@ pub enum Peer {
         /// The user that the process ran as when it connected, where the kernel says so.
         uid: Option<u32>,
     },
+    /// The gateway of another node.
+    Node(NodeId),
 }
 
 /// What answers the requests: an axum `Router`, or any other service over [`RequestBody`] that cannot fail.
@@ -107,6 +111,16 @@ pub async fn serve_tcp(listener: TcpListener, service: impl HttpService, limits:
 /// [`serve_tcp`] for a Unix socket. Its file is left to the caller.
 pub async fn serve_unix(listener: UnixListener, service: impl HttpService, limits: Limits, stop: CancellationToken) {
     serve(listener, service, limits, stop).await;
+}
+
+/// [`serve_tcp`] for the connections on which the gateways of other nodes ask.
+pub async fn serve_nodes(
+    connections: mpsc::Receiver<PeerConnection>,
+    service: impl HttpService,
+    limits: Limits,
+    stop: CancellationToken,
+) {
+    serve(Askers(tokio::sync::Mutex::new(connections)), service, limits, stop).await;
 }
 
 async fn serve<L: Listen>(listener: L, service: impl HttpService, limits: Limits, stop: CancellationToken) {

@@ -12,10 +12,11 @@ mod mesh_tests;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,7 @@ use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
 use crate::sealing::{HolderKey, Keyring};
 use crate::state::{Damaged, FEATURE_LEVELS, Row};
 use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
-use crate::transport::{Authority, Channels, Check, Mesh, Registered, Registry, TlsIdentity, serve};
+use crate::transport::{Authority, Channels, Check, Mesh, PeerConnection, Registered, Registry, TlsIdentity, serve};
 
 /// How long a node may take to catch up with what it knew before it was restarted.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
@@ -47,6 +48,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// How long stopping waits for others to let go of the data directory.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How many connections of other nodes' gateways wait for whoever serves them.
+const ASKERS: usize = 64;
 
 /// How long to wait before trying again what failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -119,6 +123,8 @@ pub struct Node {
     consensus: Arc<Consensus>,
     keyring: Keyring,
     identity: Identity,
+    channels: Arc<Channels>,
+    askers: Mutex<Option<mpsc::Receiver<PeerConnection>>>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -164,7 +170,7 @@ impl Node {
         let registered = Arc::new(registered);
         let channels = Arc::new(Channels::new(Arc::clone(&tls), Arc::clone(&registered)));
         let fresh = if identity.met.is_empty() { StoreId::random() } else { fresh_store(&directory, &identity) };
-        let consensus = Arc::new(open_consensus(&options, &identity, fresh, Some(channels)).await?);
+        let consensus = Arc::new(open_consensus(&options, &identity, fresh, Some(Arc::clone(&channels))).await?);
         // From now on a log that is not there has been lost.
         join::forget(&directory)?;
         let follower = Follower {
@@ -184,7 +190,9 @@ impl Node {
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
             .add_routes(services.routes());
-        tasks.spawn(serve(Mesh { listener: mesh, identity: Arc::clone(&tls), registered }, router, stop.clone()));
+        let (peers, askers) = mpsc::channel(ASKERS);
+        let mesh = Mesh { listener: mesh, identity: Arc::clone(&tls), registered, peers };
+        tasks.spawn(serve(mesh, router, stop.clone()));
         tasks.spawn(until(stop.clone(), answer_reads(Arc::clone(&consensus))));
         tasks.spawn(until(stop.clone(), follower.follow(from)));
         let renewal = renew(Arc::clone(&tls), keyring.clone(), identity.clone(), directory.clone());
@@ -196,7 +204,8 @@ impl Node {
         tasks.spawn(lead(Arc::clone(&consensus), options.duties, stop.clone()));
         let report = report(Arc::clone(&consensus), identity.clone(), options.facts);
         tasks.spawn(until(stop.clone(), report));
-        Ok(Self { consensus, keyring, identity, stop, tasks })
+        let askers = Mutex::new(Some(askers));
+        Ok(Self { consensus, keyring, identity, channels, askers, stop, tasks })
     }
 
     /// The replicated log and state.
@@ -215,6 +224,18 @@ impl Node {
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Its ways to other nodes.
+    #[must_use]
+    pub fn channels(&self) -> &Arc<Channels> {
+        &self.channels
+    }
+
+    /// The connections on which the gateways of other nodes ask, for the one who serves them.
+    #[must_use]
+    pub fn take_askers(&self) -> Option<mpsc::Receiver<PeerConnection>> {
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Waits until the node can not go on, and returns why.

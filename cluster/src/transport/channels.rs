@@ -16,7 +16,7 @@ use tower::service_fn;
 
 use super::certificates::TlsIdentity;
 use super::registry::Registered;
-use super::tls::member_config;
+use super::tls::{MESH, PEER, member_config};
 use crate::ids::NodeId;
 
 /// How long connecting may take, TLS included.
@@ -59,6 +59,18 @@ pub(crate) async fn connect(address: &str, config: Arc<ClientConfig>) -> io::Res
     tokio::time::timeout(CONNECT_LIMIT, connecting).await.unwrap_or_else(|_| Err(late()))
 }
 
+async fn dial(
+    identity: &TlsIdentity,
+    registered: Arc<Registered>,
+    node: NodeId,
+    protocol: &[u8],
+) -> io::Result<TlsStream<TcpStream>> {
+    let address = registered.current().node(node).map(|peer| peer.address.clone());
+    let address = address.ok_or_else(|| io::Error::other(format!("node {node} is not known here yet")))?;
+    let config = member_config(identity, registered, node, protocol).map_err(io::Error::other)?;
+    connect(&address, Arc::new(config)).await
+}
+
 impl Channels {
     /// No connection yet.
     #[must_use]
@@ -80,16 +92,19 @@ impl Channels {
         open.entry((node, purpose)).or_insert_with(|| self.make(node)).clone()
     }
 
+    /// A new connection to the gateway of another node, on which it is asked in HTTP/1.1.
+    ///
+    /// # Errors
+    /// When the node is not known, can not be reached or is another one.
+    pub async fn dial(&self, node: NodeId) -> io::Result<TlsStream<TcpStream>> {
+        dial(&self.identity, Arc::clone(&self.registered), node, PEER).await
+    }
+
     fn make(&self, node: NodeId) -> Channel {
         let (identity, registered) = (Arc::clone(&self.identity), Arc::clone(&self.registered));
         let connector = service_fn(move |_: Uri| {
             let (identity, registered) = (Arc::clone(&identity), Arc::clone(&registered));
-            async move {
-                let address = registered.current().node(node).map(|peer| peer.address.clone());
-                let address = address.ok_or_else(|| io::Error::other(format!("node {node} is not known here yet")))?;
-                let config = member_config(&identity, registered, node).map_err(io::Error::other)?;
-                Ok::<_, io::Error>(TokioIo::new(connect(&address, Arc::new(config)).await?))
-            }
+            async move { Ok::<_, io::Error>(TokioIo::new(dial(&identity, registered, node, MESH).await?)) }
         });
         Endpoint::from_static("http://node.muster")
             .http2_keep_alive_interval(KEEP_ALIVE)

@@ -19,5 +19,6 @@ pub(crate) use channels::connect;
 pub use channels::{Channels, Purpose};
 pub use registry::{Peer, Registered, Registry};
 pub(crate) use route::{Check, Inject};
+pub use server::PeerConnection;
 pub(crate) use server::{Mesh, serve};
 pub(crate) use tls::join_config;

@@ -20,7 +20,8 @@ use tonic::transport::server::{Connected, Router};
 
 use super::certificates::TlsIdentity;
 use super::registry::Registered;
-use super::tls::{JOIN, MESH, named_node, public_key, server_config};
+use super::tls::{JOIN, MESH, PEER, named_node, public_key, server_config};
+use crate::ids::NodeId;
 
 /// How many connections are open at once, those that are still shaking hands included.
 const CONNECTIONS: usize = 1024;
@@ -43,7 +44,7 @@ pub(crate) enum PeerIdentity {
         /// The public key.
         key: Arc<[u8]>,
         /// The node that the certificate names.
-        named: Option<crate::ids::NodeId>,
+        named: Option<NodeId>,
     },
     /// Somebody who wants to join.
     Joiner,
@@ -54,6 +55,8 @@ pub(crate) struct Mesh {
     pub listener: TcpListener,
     pub identity: Arc<TlsIdentity>,
     pub registered: Arc<Registered>,
+    /// Where the connections go on which gateways ask each other.
+    pub peers: mpsc::Sender<PeerConnection>,
 }
 
 /// Serves the services on the mesh listener until told to stop.
@@ -63,7 +66,7 @@ pub(crate) async fn serve(mesh: Mesh, services: Router, stop: CancellationToken)
         Err(error) => return tracing::error!(%error, "the mesh listener has no TLS"),
     };
     let (to_server, incoming) = mpsc::channel(16);
-    let accepting = accept(mesh.listener, config, mesh.registered, to_server);
+    let accepting = accept(mesh.listener, config, mesh.registered, to_server, mesh.peers);
     let stopped = stop.clone();
     let serving = services.serve_with_incoming_shutdown(Incoming(incoming), async move { stopped.cancelled().await });
     let mut serving = std::pin::pin!(serving);
@@ -85,6 +88,7 @@ async fn accept(
     config: Arc<ServerConfig>,
     registered: Arc<Registered>,
     to_server: mpsc::Sender<io::Result<Connection>>,
+    peers: mpsc::Sender<PeerConnection>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let strangers = Arc::new(Semaphore::new(STRANGERS));
@@ -101,12 +105,20 @@ async fn accept(
             }
         };
         let (config, registered, to_server) = (Arc::clone(&config), Arc::clone(&registered), to_server.clone());
-        let strangers = Arc::clone(&strangers);
+        let (strangers, peers) = (Arc::clone(&strangers), peers.clone());
         handshakes.spawn(async move {
             let shaken =
                 tokio::time::timeout(HANDSHAKE_LIMIT, shake_hands(stream, config, &registered, place, strangers)).await;
             match shaken {
-                Ok(Ok(connection)) => drop(to_server.send(Ok(connection)).await),
+                Ok(Ok(connection)) => match connection.asker {
+                    Some(node) => {
+                        let handing = peers.send(PeerConnection { node, connection });
+                        if tokio::time::timeout(HANDSHAKE_LIMIT, handing).await.is_err() {
+                            tracing::debug!(%node, "nobody serves the gateways of other nodes");
+                        }
+                    }
+                    None => drop(to_server.send(Ok(connection)).await),
+                },
                 Ok(Err(error)) => tracing::debug!(%error, "a connection to the mesh was refused"),
                 Err(_) => tracing::debug!("a connection to the mesh was too slow"),
             }
@@ -125,11 +137,19 @@ async fn shake_hands(
     let stream = TlsAcceptor::from(config).accept(stream).await?;
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates().and_then(<[_]>::first);
+    let mut asker = None;
     let peer = match (session.alpn_protocol(), certificate) {
         (Some(MESH), Some(certificate)) => PeerIdentity::Member {
             key: public_key(certificate).map_err(io::Error::other)?.into(),
             named: named_node(certificate, registered.fleet),
         },
+        (Some(PEER), Some(certificate)) => {
+            let key = public_key(certificate).map_err(io::Error::other)?;
+            // Its requests name no route: only who is registered may send any.
+            let registry = registered.current();
+            asker = Some(registry.by_key(&key).ok_or_else(|| io::Error::other("not a registered node"))?.node);
+            PeerIdentity::Member { key: key.into(), named: asker }
+        }
         (Some(JOIN), _) => PeerIdentity::Joiner,
         (Some(_), None) => return Err(io::Error::other("no certificate")),
         _ => return Err(io::Error::other("no protocol of ours")),
@@ -141,13 +161,15 @@ async fn shake_hands(
             Some(Stranger { left: Box::pin(tokio::time::sleep(STRANGER_LIMIT)), _place: place })
         }
     };
-    Ok(Connection { stream, peer, stranger, _place: place })
+    Ok(Connection { stream, peer, asker, stranger, _place: place })
 }
 
 /// An accepted connection.
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: PeerIdentity,
+    /// The node whose gateway asks on it.
+    asker: Option<NodeId>,
     stranger: Option<Stranger>,
     _place: OwnedSemaphorePermit,
 }
@@ -200,6 +222,45 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+/// A connection on which the gateway of another node asks.
+pub struct PeerConnection {
+    /// The other node. Its registered key has been seen.
+    pub node: NodeId,
+    connection: Connection,
+}
+
+impl AsyncRead for PeerConnection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for PeerConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.connection.is_write_vectored()
     }
 }
 

@@ -86,7 +86,8 @@ impl Place {
         routes.add_service(InterceptedService::new(MeshServer::new(Seven), check));
         let router = tonic::transport::Server::builder().add_routes(routes.routes());
         let stop = CancellationToken::new();
-        let mesh = Listener { listener, identity: server.identity(), registered };
+        let (peers, _) = tokio::sync::mpsc::channel(1);
+        let mesh = Listener { listener, identity: server.identity(), registered, peers };
         tokio::spawn(serve(mesh, router, stop.clone()));
         Self { fleet, authority, server, address, _stop: stop.drop_guard() }
     }

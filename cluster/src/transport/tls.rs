@@ -23,6 +23,9 @@ pub(super) const MESH: &[u8] = b"muster-mesh/1";
 /// The protocol of those who want to become members.
 pub(super) const JOIN: &[u8] = b"muster-join/1";
 
+/// The protocol of what one node's gateway asks another's, in HTTP/1.1.
+pub(super) const PEER: &[u8] = b"muster-peer/1";
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
@@ -204,15 +207,16 @@ pub(super) fn server_config(identity: &Arc<TlsIdentity>, registered: Arc<Registe
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(Current(Arc::clone(identity))));
-    config.alpn_protocols = vec![MESH.to_vec(), JOIN.to_vec()];
+    config.alpn_protocols = vec![MESH.to_vec(), JOIN.to_vec(), PEER.to_vec()];
     Ok(config)
 }
 
-/// How this node speaks to another one.
+/// How this node speaks to another one, in this protocol.
 pub(super) fn member_config(
     identity: &TlsIdentity,
     registered: Arc<Registered>,
     node: NodeId,
+    protocol: &[u8],
 ) -> Result<ClientConfig, Error> {
     let verifier = Arc::new(OneNode { registered, node, ca: identity.ca() });
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -220,7 +224,7 @@ pub(super) fn member_config(
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(identity.chain(), identity.private())?;
-    config.alpn_protocols = vec![MESH.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(config)
 }
 
