@@ -3,6 +3,8 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 
+use muster_cluster::node::MeshSockets;
+
 use super::socket::{self, SocketFile};
 use crate::config::Values;
 use crate::exit::Failure;
@@ -29,7 +31,7 @@ pub struct Listeners {
     /// The OpenAI-compatible surface alone.
     pub proxy: TcpListener,
     /// The other nodes.
-    pub mesh: TcpListener,
+    pub mesh: MeshSockets,
     /// The administrator's socket in the data directory.
     pub local: UnixListener,
     /// Its file.
@@ -44,7 +46,10 @@ impl Listeners {
     pub fn bind(values: &Values) -> Result<Self, Failure> {
         let api = bind("API", values.api)?;
         let proxy = bind("proxy", values.proxy)?;
-        let mesh = bind("mesh", values.mesh)?;
+        let failed =
+            |error: std::io::Error| Failure::other(format!("the mesh can not listen on {}: {error}", values.mesh));
+        let mesh = MeshSockets::bind(values.mesh).map_err(failed)?;
+        rustix::net::listen(&mesh.calls, BACKLOG).map_err(|error| failed(error.into()))?;
         let (local, file) = socket::bind(&values.data_dir)?;
         Ok(Self { api, proxy, mesh, local, file })
     }
@@ -57,7 +62,7 @@ impl Listeners {
         let address = |listener: &TcpListener| {
             listener.local_addr().map_err(|error| Failure::other(format!("a listener has no address: {error}")))
         };
-        Ok(Addresses { api: address(&self.api)?, proxy: address(&self.proxy)?, mesh: address(&self.mesh)? })
+        Ok(Addresses { api: address(&self.api)?, proxy: address(&self.proxy)?, mesh: address(&self.mesh.calls)? })
     }
 }
 

@@ -11,7 +11,8 @@ use muster_api::{
 use muster_cluster::clock::SystemClock;
 use muster_cluster::consensus::Timing;
 use muster_cluster::leader::{Membership, Retention};
-use muster_cluster::node::{self, Identity, JoinToken, Node, NodeOptions, Stage};
+use muster_cluster::membership::Profile;
+use muster_cluster::node::{self, Identity, JoinToken, MeshSockets, Node, NodeOptions, Stage};
 use muster_cluster::rows::NodeFacts;
 use muster_cluster::sealing::SecretText;
 use muster_cluster::state::FEATURE_LEVELS;
@@ -76,6 +77,7 @@ pub fn node_options(values: &Values, addresses: Addresses, runtimes: &Runtimes) 
             max_level: *FEATURE_LEVELS.end(),
         },
         timing: Timing::default(),
+        gossip: Profile::default(),
         clock: Arc::new(SystemClock),
         duties: vec![Arc::new(Retention::default()), Arc::new(Membership)],
         runtime: runtimes.raft.handle().clone(),
@@ -234,7 +236,7 @@ fn warn_of_openness(values: &Values) -> Result<(), Failure> {
 async fn live(
     options: NodeOptions,
     join: Option<JoinWish>,
-    mesh: std::net::TcpListener,
+    mesh: MeshSockets,
     phase: &watch::Sender<Phase>,
     stop: &CancellationToken,
     (nodes, closing): (Worker, CancellationToken),
