@@ -111,12 +111,13 @@ impl Body for Events {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        // What is written comes first; then the writer goes on, and what it has written since comes next. The channel can
-        // say that it is not ready although it holds something, so only its own end is the end.
+        // What is written comes first; then the writer goes on, and what it has written since comes next.
         loop {
             match this.written.poll_recv(cx) {
                 Poll::Ready(Some(event)) => return Poll::Ready(Some(Ok(Frame::data(event)))),
                 Poll::Ready(None) => return Poll::Ready(this.end.take().map(Err)),
+                // The task's budget is used up. Its waker has been called; to ask again at once would never end.
+                Poll::Pending if !this.written.is_empty() => return Poll::Pending,
                 Poll::Pending => {}
             }
             let Some(writer) = &mut this.writer else { return Poll::Pending };

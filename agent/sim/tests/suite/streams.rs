@@ -74,6 +74,13 @@ fn tokens_come_at_their_pace_and_the_head_at_once() {
 }
 
 #[test]
+fn a_long_stream_at_full_speed_is_complete() {
+    let sim = Sim::start("");
+    let (events, end) = sim.stream(CHAT, &chat(&json!({"max_tokens": 4000}))).events();
+    assert_eq!((events.len(), end), (4001, Next::Done));
+}
+
+#[test]
 fn a_client_that_leaves_a_stream_aborts_its_request() {
     let sim = Sim::start("--tokens-per-second 20 --enable-server-load-tracking");
     let mut stream = sim.stream(CHAT, &chat(&json!({"max_tokens": 4000})));
