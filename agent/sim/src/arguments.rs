@@ -1,6 +1,7 @@
 //! The command line: vLLM's spelling where vLLM has the flag, and the simulator's own pace and faults.
 
 use std::ffi::OsString;
+use std::net::{AddrParseError, IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,9 +24,9 @@ pub struct Arguments {
     /// The names that requests may use instead of the model's. Answers and metrics carry the first.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     pub served_model_name: Vec<String>,
-    /// The address to listen on.
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    pub host: String,
+    /// The IP address to listen on, or `localhost`. Other names are not looked up.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host)]
+    pub host: IpAddr,
     /// The port to listen on; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     pub port: u16,
@@ -181,6 +182,11 @@ fn long_spelling(word: OsString) -> OsString {
     let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
     let Some((_, long)) = ignored::SHORT.iter().find(|(short, _)| *short == name) else { return word };
     value.map_or_else(|| (*long).into(), |value| format!("{long}={value}").into())
+}
+
+/// A static binary had better not look up names: glibc would load its libraries for that.
+fn host(text: &str) -> Result<IpAddr, AddrParseError> {
+    if text == "localhost" { Ok(Ipv4Addr::LOCALHOST.into()) } else { text.parse() }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -79,7 +79,7 @@ async fn listen(arguments: &Arguments) -> io::Result<Listener> {
     let (listener, place) = match &arguments.uds {
         Some(path) => (Listener::unix(path)?, format!("unix:{}", path.display())),
         None => {
-            let (listener, address) = Listener::tcp(&arguments.host, arguments.port).await?;
+            let (listener, address) = Listener::tcp((arguments.host, arguments.port).into()).await?;
             (listener, format!("http://{address}"))
         }
     };

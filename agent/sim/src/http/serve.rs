@@ -41,14 +41,14 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Listens on a port.
+    /// Listens on a port, and says on which.
     ///
     /// # Errors
     /// When it can not.
-    pub async fn tcp(host: &str, port: u16) -> io::Result<(Self, SocketAddr)> {
-        let listener = TcpListener::bind((host, port)).await?;
-        let address = listener.local_addr()?;
-        Ok((Self::Tcp(listener), address))
+    pub async fn tcp(address: SocketAddr) -> io::Result<(Self, SocketAddr)> {
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        Ok((Self::Tcp(listener), bound))
     }
 
     /// Listens on a Unix socket, whose file is made.
