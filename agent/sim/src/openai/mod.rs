@@ -1,6 +1,7 @@
 //! The OpenAI-compatible routes: what requests may say, and the shapes of the answers.
 
 mod answer;
+mod bounded;
 mod chat;
 mod embeddings;
 mod error;

@@ -3,14 +3,12 @@
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use super::bounded::{Stops, ToolChoice};
 use super::error::ApiError;
 use super::generate::Plan;
 use super::prompt::{MOST, Messages, Prompts};
 use crate::settings::Settings;
 use crate::words::Digest;
-
-/// The longest list of stop strings.
-const STOPS: usize = 64;
 
 /// A request for a chat or a completion. Fields that it does not name are ignored, as by vLLM.
 #[derive(Debug, Default, Deserialize)]
@@ -30,20 +28,6 @@ pub struct Request {
     stream_options: Option<StreamOptions>,
     tools: Option<Vec<IgnoredAny>>,
     tool_choice: Option<ToolChoice>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Stops {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum ToolChoice {
-    Word(String),
-    Named(IgnoredAny),
 }
 
 /// What a stream says besides text.
@@ -175,9 +159,9 @@ impl Request {
     }
 
     fn checked_tools(&self, settings: &Settings) -> Result<(), ApiError> {
-        let named = match &self.tool_choice {
-            Some(ToolChoice::Word(word)) if word == "none" => return Ok(()),
-            Some(ToolChoice::Named(_)) => true,
+        let named = match self.tool_choice {
+            Some(ToolChoice::None) => return Ok(()),
+            Some(ToolChoice::Named) => true,
             _ => self.tools.as_ref().is_some_and(|tools| !tools.is_empty()),
         };
         if named && !settings.arguments.enable_auto_tool_choice {
@@ -208,16 +192,9 @@ impl Request {
     }
 
     fn stops(self) -> Result<Vec<String>, ApiError> {
-        let stops = match self.stop {
-            None => Vec::new(),
-            Some(Stops::One(stop)) => vec![stop],
-            Some(Stops::Many(stops)) => stops,
-        };
+        let Stops(stops) = self.stop.unwrap_or_default();
         if stops.iter().any(String::is_empty) {
             return Err(ApiError::invalid("stop", "stop cannot contain an empty string."));
-        }
-        if stops.len() > STOPS {
-            return Err(ApiError::invalid("stop", format!("at most {STOPS} stop strings are simulated.")));
         }
         Ok(stops)
     }

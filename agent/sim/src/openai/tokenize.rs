@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::bounded::Short;
 use super::error::ApiError;
 use super::request::{model, read};
 use crate::engine::Engine;
@@ -19,7 +20,7 @@ const MOST: usize = 1 << 20;
 struct Text {
     model: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<Message>>,
+    messages: Option<Short<Message, 4096>>,
     return_token_strs: Option<bool>,
 }
 
@@ -32,14 +33,7 @@ struct Message {
 #[serde(default)]
 struct Tokens {
     model: Option<String>,
-    tokens: Option<Vec<u64>>,
-}
-
-fn bounded(length: usize) -> Result<(), ApiError> {
-    if length <= MOST {
-        return Ok(());
-    }
-    Err(ApiError::invalid(None, format!("at most {MOST} tokens are simulated here.")))
+    tokens: Option<Short<u64, MOST>>,
 }
 
 /// Takes a text apart.
@@ -49,12 +43,14 @@ fn bounded(length: usize) -> Result<(), ApiError> {
 pub async fn tokenize(engine: Arc<Engine>, arrived: Arrived) -> Result<Answer, ApiError> {
     let request: Text = read(&arrived.body)?;
     model(engine.settings(), request.model.as_deref())?;
-    let contents = request.messages.map(|messages| messages.into_iter().map(|message| message.content).collect());
+    let contents = request.messages.map(|messages| messages.0.into_iter().map(|message| message.content).collect());
     let texts: Vec<String> =
         request.prompt.map(|prompt| vec![prompt]).or(contents).ok_or_else(|| ApiError::missing("prompt"))?;
     let found = || texts.iter().flat_map(|text| text.split_whitespace());
     let count = found().count();
-    bounded(count)?;
+    if count > MOST {
+        return Err(ApiError::invalid(None, format!("at most {MOST} tokens are simulated here.")));
+    }
     let strings = request.return_token_strs == Some(true);
     Ok(json(&json!({
         "count": count,
@@ -71,8 +67,7 @@ pub async fn tokenize(engine: Arc<Engine>, arrived: Arrived) -> Result<Answer, A
 pub async fn detokenize(engine: Arc<Engine>, arrived: Arrived) -> Result<Answer, ApiError> {
     let request: Tokens = read(&arrived.body)?;
     model(engine.settings(), request.model.as_deref())?;
-    let tokens = request.tokens.ok_or_else(|| ApiError::missing("tokens"))?;
-    bounded(tokens.len())?;
+    let Short(tokens) = request.tokens.ok_or_else(|| ApiError::missing("tokens"))?;
     let prompt = tokens.into_iter().map(words::word).collect::<Vec<_>>().join(" ");
     Ok(json(&json!({ "prompt": prompt })))
 }
