@@ -12,7 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use crate::ignored;
 use crate::lora::Adapter;
 
-/// Speaks vLLM's HTTP API without a model. The words of its answers follow from the prompt alone, and a token is a word.
+/// Speaks vLLM's HTTP API without a model. A token is a word, and the words of an answer follow from the prompt alone.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "muster-sim", version, args_override_self = true)]
 pub struct Arguments {
@@ -37,7 +37,8 @@ pub struct Arguments {
     #[arg(long, value_name = "KEY", num_args = 1.., env = "VLLM_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
     /// The context's length in tokens.
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub max_model_len: u32,
     /// Requests that generate at the same time. More of them wait.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -77,13 +78,16 @@ pub struct Arguments {
     #[arg(long, value_name = "RATE", default_value = "0", value_parser = rate, help_heading = "Simulation")]
     pub tokens_per_second: f64,
     /// Milliseconds to a request's first token, once it no longer waits.
-    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=3_600_000), help_heading = "Simulation")]
+    #[arg(long, value_name = "MS", default_value_t = 0, help_heading = "Simulation")]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=3_600_000))]
     pub ttft_ms: u64,
-    /// Tokens of an answer to a request that sets no limit. It ends with `stop`, one that meets its limit with `length`.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Simulation")]
+    /// Tokens of an answer to a request without a limit. It ends with `stop`, one that meets its limit with `length`.
+    #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Simulation")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub tokens: u32,
     /// Memory that the engine says it holds while it is awake. None is allocated.
-    #[arg(long, value_name = "MIB", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1 << 40), help_heading = "Simulation")]
+    #[arg(long, value_name = "MIB", default_value_t = 0, help_heading = "Simulation")]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=1 << 40))]
     pub gpu_memory_mib: u64,
     /// Serves embeddings instead of generation.
     #[arg(long, help_heading = "Simulation")]

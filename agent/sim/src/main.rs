@@ -1,7 +1,7 @@
-//! A simulator of vLLM's HTTP API: what starts, supervises and calls vLLM can be tested without a model and without a GPU.
+//! A simulator of vLLM's HTTP API: what starts, supervises and calls vLLM can be tested without a model or a GPU.
 //!
-//! It behaves as vLLM 0.32 was observed to, weaknesses included, and does the same thing each time. Open first: `arguments`
-//! for what can be set, `http/routes` for what is answered, `engine` for what a request goes through.
+//! It behaves as vLLM 0.32 was observed to, weaknesses included, and does the same thing each time. Open first:
+//! `arguments` for what can be set, `http/routes` for what is answered, `engine` for what a request goes through.
 
 mod arguments;
 mod engine;

@@ -1,8 +1,8 @@
 //! The text: what a prompt counts, and which words answer it.
 //!
-//! A token is a word. A prompt has as many as it has words between white space, one where it has none; a token id counts
-//! as one. The answer's words are taken from a list by a hash of the prompt, the choice and the position, so the same
-//! request always gets the same answer.
+//! A token is a word. A prompt has as many as it has words between white space, one where it has none; a token id
+//! counts as one. The answer's words are taken from a list by a hash of the prompt, the choice and the position, so the
+//! same request always gets the same answer.
 
 /// The words of every answer.
 pub const WORDS: [&str; 64] = [

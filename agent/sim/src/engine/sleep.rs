@@ -50,8 +50,8 @@ pub enum Woken {
 }
 
 impl Engine {
-    /// Holds all requests, in [`Mode::Wait`] after those under way have ended. The ones that it aborts may still be on their
-    /// way to their clients when it returns: how fast those read is their business.
+    /// Holds all requests, in [`Mode::Wait`] after those under way have ended. The ones that it aborts may still be on
+    /// their way to their clients when it returns: how fast those read is their business.
     pub async fn pause(&self, mode: Mode) {
         let next = locked(&self.open).next;
         self.control.send_modify(|control| {

@@ -118,7 +118,7 @@ impl From<Refused> for ApiError {
     }
 }
 
-/// Where in the body the error is: Python counts from the body's start, and points at the character that it did not expect.
+/// Where in the body the error is: Python counts from the body's start, up to the character that it did not expect.
 fn offset(body: &[u8], error: &serde_json::Error) -> usize {
     let lines = body.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
     let column = if error.is_eof() { error.column() } else { error.column().saturating_sub(1) };
