@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::config::NodeRole;
+
 /// Muster makes a fleet of GPU machines act as one.
 #[derive(Debug, Parser)]
 #[command(name = "muster", version, propagate_version = true, arg_required_else_help = true)]
@@ -105,6 +107,9 @@ pub enum Command {
     /// Lets other machines join the fleet.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The state of the fleet as a file.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// What this node is configured to do, and why.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -136,6 +141,9 @@ pub struct ServeArguments {
     /// The host or address at which others reach this node [default: where the API listens].
     #[arg(long, value_name = "HOST")]
     pub advertise: Option<String>,
+    /// Whether this node wants to vote: auto leaves it to the fleet, voter prefers it to others [default: auto].
+    #[arg(long, value_enum)]
+    pub role: Option<NodeRole>,
     /// Serve without TLS although strangers can reach the address.
     #[arg(long)]
     pub insecure_http: bool,
@@ -255,6 +263,48 @@ pub enum KeyRole {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Writes everything that a node has of the fleet's state into a file. Secrets in it are sealed; with the recovery key
+    /// they can be opened.
+    Save {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Checks a file and says what is in it.
+    Inspect {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Begins the fleet again on this machine, from a file. The machine must belong to no fleet, and whatever is left of the
+    /// fleet elsewhere is not spoken to any more.
+    Restore {
+        /// The file.
+        file: PathBuf,
+        #[command(flatten)]
+        key: RecoveryKeyArguments,
+        #[command(flatten)]
+        serve: ServeArguments,
+    },
+}
+
+/// The key that `muster init` printed once.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RecoveryKeyArguments {
+    /// A file that holds the recovery key.
+    #[arg(long, value_name = "FILE")]
+    pub recovery_key_file: Option<PathBuf>,
+    /// The recovery key itself.
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "MUSTER_RECOVERY_KEY",
+        hide_env_values = true,
+        conflicts_with = "recovery_key_file"
+    )]
+    pub recovery_key: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Prints the effective value of every key and where it came from.
     Show,
@@ -274,4 +324,39 @@ pub enum OperatorCommand {
     /// database is cut off, and a damaged copy of the state is set aside to be rebuilt. A log that can not be trusted is
     /// left where it is.
     CheckStorage,
+    /// The members of Raft: who holds the log, and who votes.
+    #[command(subcommand)]
+    Raft(RaftCommand),
+    /// Begins the fleet again from the data of this machine, when most of those that vote are lost for good. The node must not
+    /// be running.
+    ///
+    /// What only the others knew is lost, and they are not spoken to any more: they join again with empty data directories.
+    Recover {
+        /// Says that the others are gone and will not come back.
+        #[arg(long, required = true)]
+        the_others_are_lost: bool,
+        #[command(flatten)]
+        serve: ServeArguments,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RaftCommand {
+    /// Lists them.
+    ListPeers,
+    /// Takes a node out of the fleet for good, and replaces the keys that it has seen.
+    RemovePeer {
+        /// Its number or name.
+        node: String,
+    },
+    /// Has another node lead.
+    TransferLeader {
+        /// Its number or name [default: whichever voter has come furthest].
+        node: Option<String>,
+    },
+    /// Has a node vote as soon as it can, in the place of one of which nobody said so.
+    AddVoter {
+        /// Its number or name.
+        node: String,
+    },
 }

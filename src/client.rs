@@ -1,5 +1,8 @@
 //! Talking to a node: through the socket in its data directory, or over the network with a key.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +16,9 @@ use crate::node::safe_socket_path;
 
 /// How long a command waits for an answer. A write may take ten seconds until its outcome is unknown.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// How long writing a file may take.
+const DOWNLOAD_LIMIT: Duration = Duration::from_secs(3600);
 
 /// A connection to a node.
 pub struct Client {
@@ -51,6 +57,36 @@ impl Client {
     /// Removes something.
     pub fn delete(&self, path: &str) -> Result<Value, Failure> {
         self.call(Method::DELETE, path, None)
+    }
+
+    /// Writes what is at a path into a new file. On an error there is none.
+    pub fn download(&self, path: &str, to: &Path) -> Result<(), Failure> {
+        let mut request = self.http.get(format!("{}{path}", self.endpoint)).timeout(DOWNLOAD_LIMIT);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let doing = |error: std::io::Error| Failure::other(format!("{}: {error}", to.display()));
+        self.runtime.block_on(async {
+            let mut response = request.send().await.map_err(|error| self.unreachable(&error))?;
+            let status = response.status();
+            if !status.is_success() {
+                let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+                return Err(refused(status, &serde_json::from_slice(&bytes).unwrap_or(Value::Null)));
+            }
+            // It holds hashes of keys; and an older backup is not written over.
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(doing)?;
+            let written = async {
+                while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+                    file.write_all(&piece).map_err(doing)?;
+                }
+                file.sync_all().map_err(doing)
+            };
+            let written = written.await;
+            if written.is_err() {
+                let _ = std::fs::remove_file(to);
+            }
+            written
+        })
     }
 
     fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {

@@ -33,6 +33,8 @@ pub struct Values {
     pub mesh: SocketAddr,
     /// The host or address at which others reach this node; empty: the address of the API.
     pub advertise: String,
+    /// Whether this node wants to vote: `auto` leaves it to the fleet, `voter` prefers it. `auto`.
+    pub role: NodeRole,
     /// Who is let in without a credential: `required` nobody, `none` everybody, as administrator. `required`.
     pub auth_mode: AuthMode,
     /// Whether the API may be served without TLS where strangers can reach it. `false`.
@@ -41,6 +43,16 @@ pub struct Values {
     pub body_limit: usize,
     /// The longest body of a request to a model, in bytes. 33554432.
     pub gateway_body_limit: usize,
+}
+
+/// Whether a node wants to vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeRole {
+    /// The fleet decides.
+    Auto,
+    /// It is preferred to others.
+    Voter,
 }
 
 /// Who is let in without a credential.
@@ -54,7 +66,7 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "data_dir",
     "log",
     "name",
@@ -62,6 +74,7 @@ const KEYS: [&str; 11] = [
     "proxy",
     "mesh",
     "advertise",
+    "role",
     "auth_mode",
     "insecure_http",
     "body_limit",
@@ -111,6 +124,7 @@ impl Config {
             figment = flag(figment, "flag --proxy", "proxy", serve.proxy.as_ref());
             figment = flag(figment, "flag --mesh", "mesh", serve.mesh.as_ref());
             figment = flag(figment, "flag --advertise", "advertise", serve.advertise.as_ref());
+            figment = flag(figment, "flag --role", "role", serve.role.as_ref());
             let insecure = serve.insecure_http.then_some(true);
             figment = flag(figment, "flag --insecure-http", "insecure_http", insecure.as_ref());
         }
@@ -215,6 +229,7 @@ fn defaults() -> Values {
         proxy: SocketAddr::from(([127, 0, 0, 1], 4000)),
         mesh: SocketAddr::from(([127, 0, 0, 1], 7946)),
         advertise: String::new(),
+        role: NodeRole::Auto,
         auth_mode: AuthMode::Required,
         insecure_http: false,
         body_limit: 1024 * 1024,

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, ConfigCommand, OperatorCommand, ServeArguments};
+use crate::cli::{Cli, Command, ConfigCommand, OperatorCommand, ServeArguments, SnapshotCommand};
 use crate::client::Client;
 use crate::config::Config;
 use crate::exit::Failure;
@@ -52,7 +52,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Token(command) => commands::client::token(&client()?, command, output),
         Command::Credentials(command) => commands::client::credentials(&client()?, command, output),
         Command::Config(ConfigCommand::Show) => commands::config::show(&config, output),
+        Command::Snapshot(command) => commands::snapshot::run(command, &config, client, output),
         Command::Operator(OperatorCommand::CheckStorage) => commands::storage::check(&config, output),
+        Command::Operator(OperatorCommand::Raft(command)) => commands::client::raft(&client()?, command, output),
+        Command::Operator(OperatorCommand::Recover { .. }) => commands::snapshot::recovered(&config, output),
         // Answered above, because neither needs a configuration that loads.
         Command::Completion { .. } | Command::Config(ConfigCommand::Check { .. }) => Ok(()),
     }
@@ -60,7 +63,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 fn serve_arguments(command: &Command) -> Option<&ServeArguments> {
     match command {
-        Command::Init(serve) | Command::Serve { serve, .. } => Some(serve),
+        Command::Init(serve)
+        | Command::Serve { serve, .. }
+        | Command::Snapshot(SnapshotCommand::Restore { serve, .. })
+        | Command::Operator(OperatorCommand::Recover { serve, .. }) => Some(serve),
         _ => None,
     }
 }

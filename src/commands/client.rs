@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::cli::{AddModel, CredentialsCommand, KeyRole, ModelsCommand, Output, TokenCommand};
+use crate::cli::{AddModel, CredentialsCommand, KeyRole, ModelsCommand, Output, RaftCommand, TokenCommand};
 use crate::client::{Client, segment};
 use crate::exit::Failure;
 use crate::output::{print, print_once};
@@ -72,6 +72,42 @@ pub fn nodes(client: &Client, output: Output) -> Result<(), Failure> {
         };
         items(nodes, "").iter().map(row).collect()
     })
+}
+
+/// `muster operator raft`
+pub fn raft(client: &Client, command: &RaftCommand, output: Output) -> Result<(), Failure> {
+    match command {
+        RaftCommand::ListPeers => {
+            let nodes = client.get("/api/nodes")?;
+            print(output, &nodes, ["ID", "NAME", "ROLE", "STATUS"], |nodes| {
+                let row = |node: &Value| ["/id", "/name", "/role", "/status"].map(|field| cell(node, field));
+                items(nodes, "").iter().map(row).collect()
+            })
+        }
+        RaftCommand::RemovePeer { node } => {
+            let id = find_node(client, node)?;
+            let answer = client.post(&format!("/api/nodes/{id}/evict"), &json!({}))?;
+            sheet(output, &answer, [("removed", "/evicted")])
+        }
+        RaftCommand::TransferLeader { node } => {
+            let node = node.as_deref().map(|node| find_node(client, node)).transpose()?;
+            let answer = client.post("/api/cluster/transfer-leader", &json!({ "nodeId": node }))?;
+            sheet(output, &answer, [("leader", "/leader/name")])
+        }
+        RaftCommand::AddVoter { node } => {
+            let id = find_node(client, node)?;
+            let answer = client.post(&format!("/api/nodes/{id}/prefer-voter"), &json!({}))?;
+            sheet(output, &answer, [("shall vote", "/preferred")])
+        }
+    }
+}
+
+/// The number of a node that is named by number or by name.
+fn find_node(client: &Client, node: &str) -> Result<u64, Failure> {
+    let nodes = client.get("/api/nodes")?;
+    let is_meant = |found: &&Value| cell(found, "/id") == node || cell(found, "/name") == node;
+    let found = items(&nodes, "").iter().find(is_meant).and_then(|found| found["id"].as_u64());
+    found.ok_or_else(|| Failure::not_found(format!("there is no node {node}")))
 }
 
 /// `muster models`

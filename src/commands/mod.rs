@@ -5,4 +5,5 @@ pub mod completion;
 pub mod config;
 pub mod dev;
 pub mod serve;
+pub mod snapshot;
 pub mod storage;

@@ -11,6 +11,6 @@ mod workers;
 pub use directory::own_directory;
 pub use found::{Secrets, found_fleet, preset_token};
 pub use listeners::Addresses;
-pub use serve::{JoinWish, Runtimes, Serving, serve};
+pub use serve::{JoinWish, Runtimes, Serving, node_options, serve};
 pub use signals::stop_on_signal;
 pub use socket::safe_socket_path;

@@ -10,7 +10,7 @@ use muster_api::{
 };
 use muster_cluster::clock::SystemClock;
 use muster_cluster::consensus::Timing;
-use muster_cluster::leader::{Membership, Retention};
+use muster_cluster::leader::{Levels, Membership, Retention};
 use muster_cluster::membership::Profile;
 use muster_cluster::node::{self, Identity, JoinToken, MeshSockets, Node, NodeOptions, Stage};
 use muster_cluster::rows::NodeFacts;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::listeners::{Addresses, Listeners};
 use super::own_directory;
 use super::workers::{self, Share, Workers};
-use crate::config::{AuthMode, Values};
+use crate::config::{AuthMode, NodeRole, Values};
 use crate::exit::Failure;
 
 /// How often a node that belongs to no fleet looks whether it does by now.
@@ -75,11 +75,12 @@ pub fn node_options(values: &Values, addresses: Addresses, runtimes: &Runtimes) 
             mesh: values.advertised(addresses.mesh),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             max_level: *FEATURE_LEVELS.end(),
+            wants_to_vote: values.role == NodeRole::Voter,
         },
         timing: Timing::default(),
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
-        duties: vec![Arc::new(Retention::default()), Arc::new(Membership)],
+        duties: vec![Arc::new(Retention::default()), Arc::new(Membership::default()), Arc::new(Levels)],
         runtime: runtimes.raft.handle().clone(),
     }
 }

@@ -3,17 +3,21 @@
 use std::collections::BTreeSet;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
+use http::header;
 use muster_cluster::consensus::Role;
 use muster_cluster::ids::NodeId;
 use muster_cluster::state::{FEATURE_LEVELS, View};
 use serde::Serialize;
+use tokio_util::io::ReaderStream;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::auth::{self, Principal};
 use crate::error::{ApiError, ErrorBody};
 use crate::request::{Read, time};
 use crate::state::ApiState;
@@ -132,7 +136,25 @@ async fn get(State(state): State<ApiState>, read: Read) -> Result<Response, ApiE
     Ok(read.answer(Json(body)))
 }
 
+/// The whole state of the fleet as this node has it, as a file for `muster snapshot restore`. Secrets in it are sealed.
+#[utoipa::path(get, path = "/cluster/snapshot", tag = "cluster",
+    responses((status = 200, content_type = "application/octet-stream"), (status = 403, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+async fn snapshot(State(state): State<ApiState>, who: Principal) -> Result<Response, ApiError> {
+    who.must_be(auth::Role::Admin)?;
+    let file = state.member()?.consensus.snapshot().await.map_err(ApiError::NotReady)?;
+    // Once it is open it may be removed.
+    let open = tokio::fs::File::open(&file.path).await.map_err(|error| ApiError::Internal(error.to_string()))?;
+    let name = format!("attachment; filename=\"muster-{}.snap\"", file.applied.index());
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH, file.bytes.to_string()),
+        (header::CONTENT_DISPOSITION, name),
+    ];
+    Ok((headers, Body::from_stream(ReaderStream::with_capacity(open, 64 * 1024))).into_response())
+}
+
 /// The routes.
 pub(super) fn router() -> OpenApiRouter<ApiState> {
-    OpenApiRouter::new().routes(routes!(get))
+    OpenApiRouter::new().routes(routes!(get)).routes(routes!(snapshot))
 }

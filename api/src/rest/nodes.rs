@@ -2,18 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use muster_cluster::ids::NodeId;
 use muster_cluster::membership::Liveness;
-use muster_cluster::rows::Node;
-use muster_cluster::state::Stored;
+use muster_cluster::rows::{Node, PreferVoter, RemoveNode, command};
+use muster_cluster::state::{RECOVERY, Stored};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::{ApiError, ErrorBody};
-use crate::request::{Page, Paged, Path, Read, tagged, time};
+use crate::request::{Page, Paged, Path, Read, Write, tagged, time};
 use crate::state::{ApiState, Member};
 
 /// A node of the fleet.
@@ -116,9 +116,55 @@ async fn get(State(state): State<ApiState>, Path(id): Path<String>, read: Read) 
     Ok(read.answer(tagged(node.mod_index, Json(NodeRead::of(&member, node)))))
 }
 
+/// What has become of a node.
+#[derive(Debug, Serialize, ToSchema)]
+struct Evicted {
+    /// The number of the node, which is never given to another.
+    evicted: u64,
+}
+
+/// Takes a node out of the fleet for good: nobody speaks to it any more, and the fleet's keys for gossip and data are replaced.
+/// It can join again with an empty data directory.
+#[utoipa::path(post, path = "/nodes/{id}/evict", tag = "nodes", params(("id" = u64, Path, description = "number"), super::WriteParams),
+    responses((status = 200, body = Evicted), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 504, body = ErrorBody)))]
+async fn evict(State(state): State<ApiState>, Path(id): Path<String>, write: Write) -> Result<Response, ApiError> {
+    let member = state.member()?;
+    let id: u64 = id.parse().map_err(|_| ApiError::field("id", "must be a number"))?;
+    let view = member.consensus.linearizable().await?;
+    let fleet = view.fleet()?.unwrap_or_default();
+    let left: Vec<_> = view.nodes()?.into_iter().map(|node| node.row).filter(|node| node.id != id).collect();
+    let holders: Vec<_> = left.iter().map(|node| (NodeId(node.id), node.sealing_key.clone())).collect();
+    let recovery = [(RECOVERY, fleet.recovery_key)];
+    let keys = member.keyring.rotated(&[&holders[..], &recovery[..]].concat())?;
+    let command = RemoveNode { id, holders: left.iter().map(|node| node.id).collect(), keys };
+    write.propose(&member, &[], command::Body::RemoveNode(command)).await?;
+    Ok(Json(Evicted { evicted: id }).into_response())
+}
+
+/// What has been asked for.
+#[derive(Debug, Serialize, ToSchema)]
+struct Preferred {
+    /// The number of the node.
+    preferred: u64,
+}
+
+/// Has a node vote as soon as it can, in the place of one of which nobody said so.
+#[utoipa::path(post, path = "/nodes/{id}/prefer-voter", tag = "nodes", params(("id" = u64, Path, description = "number"), super::WriteParams),
+    responses((status = 200, body = Preferred), (status = 404, body = ErrorBody), (status = 504, body = ErrorBody)))]
+async fn prefer_voter(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    write: Write,
+) -> Result<Response, ApiError> {
+    let id: u64 = id.parse().map_err(|_| ApiError::field("id", "must be a number"))?;
+    write.propose(&state.member()?, &[], command::Body::PreferVoter(PreferVoter { id })).await?;
+    Ok(Json(Preferred { preferred: id }).into_response())
+}
+
 /// The routes.
 pub(super) fn router() -> OpenApiRouter<ApiState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(evict)).routes(routes!(prefer_voter))
 }
 
 #[cfg(test)]

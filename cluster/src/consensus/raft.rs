@@ -27,7 +27,7 @@ use crate::ids::NodeId;
 use crate::rows::{Answer, ClientSeq, Command, Once, Origin, command, once};
 use crate::state::{Fleet, Published, View};
 use crate::storage::{
-    DirectoryLock, LogStats, NodeStorage, RaftLog, SnapshotStore, StateStats, StateStore, StoreError,
+    DirectoryLock, LogStats, NodeStorage, RaftLog, SnapshotFile, SnapshotStore, StateStats, StateStore, StoreError,
 };
 use crate::transport::{Channels, Check};
 use crate::wire::mesh_server::MeshServer;
@@ -35,6 +35,9 @@ use crate::wire::raft_server::RaftServer;
 
 /// The longest command, in bytes as encoded.
 pub const MAX_COMMAND: usize = 16 * 1024;
+
+/// How long writing a snapshot may take.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a write may take.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
@@ -393,6 +396,24 @@ impl Consensus {
         changed.map(|_| ()).map_err(|error| error.to_string())
     }
 
+    /// Has these standbys no longer hold the log.
+    ///
+    /// # Errors
+    /// When this node does not lead, another change is under way, or one of them votes.
+    pub async fn remove_standbys(&self, nodes: BTreeSet<NodeId>) -> Result<(), String> {
+        let changed = self.raft.change_membership(ChangeMembers::RemoveNodes(nodes), true).await;
+        changed.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// How long ago each other node answered last; none if it never has. On the leader only.
+    #[must_use]
+    pub fn silence(&self) -> BTreeMap<NodeId, Option<Duration>> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = metrics.heartbeat.iter().flatten();
+        heard.map(|(node, at)| (*node, at.as_ref().map(|at| at.elapsed()))).collect()
+    }
+
     /// How far the log of each other node has come. On the leader only.
     #[must_use]
     pub fn matched(&self) -> BTreeMap<NodeId, u64> {
@@ -400,6 +421,27 @@ impl Consensus {
         let metrics = metrics.borrow_watched();
         let replication = metrics.replication.iter().flatten();
         replication.map(|(node, id)| (*node, id.as_ref().map_or(0, |id| id.index))).collect()
+    }
+
+    /// A snapshot that has everything which this node has applied until now.
+    ///
+    /// # Errors
+    /// When Raft has stopped, or it takes longer than a minute.
+    pub async fn snapshot(&self) -> Result<Arc<SnapshotFile>, String> {
+        let index = self.local().index();
+        let fresh = || self.snapshots.latest().filter(|file| file.applied.index() >= index);
+        let deadline = Moment::now() + SNAPSHOT_LIMIT;
+        loop {
+            if let Some(file) = fresh() {
+                return Ok(file);
+            }
+            if Moment::now() >= deadline {
+                return Err(format!("no snapshot within {SNAPSHOT_LIMIT:?}"));
+            }
+            // Another one may be under way, which is older.
+            self.raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
     }
 
     /// Where this node stands.

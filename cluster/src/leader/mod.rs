@@ -4,6 +4,7 @@
 //! is cancelled when this node stops leading. That a node believes it leads proves nothing: every command of a duty carries
 //! the office, and `apply` refuses one of an older office.
 
+mod levels;
 mod membership;
 mod retention;
 
@@ -14,6 +15,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use levels::Levels;
 pub use membership::{Membership, target_voters};
 pub use retention::Retention;
 

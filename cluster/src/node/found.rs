@@ -204,7 +204,7 @@ async fn propose(consensus: &Consensus, command: Bootstrap) -> Result<(), Foundi
 }
 
 /// Held while a fleet is being founded: two founders would overwrite each other's keys.
-fn only_founder(directory: &Path) -> Result<File, FoundingError> {
+pub(super) fn only_founder(directory: &Path) -> Result<File, FoundingError> {
     let path = directory.join("founding.lock");
     let doing = |error| OpenError::from(StoreError::io(format!("locking {}", path.display()), error));
     let file = File::create(&path).map_err(doing)?;
@@ -216,7 +216,7 @@ fn only_founder(directory: &Path) -> Result<File, FoundingError> {
 }
 
 /// Sees to it that nothing is there that could belong to a fleet.
-fn clear_the_ground(directory: &Path) -> Result<(), FoundingError> {
+pub(super) fn clear_the_ground(directory: &Path) -> Result<(), FoundingError> {
     match Identity::load(directory)? {
         Some(Identity { fleet, stage: Stage::Member, .. }) => {
             Err(FoundingError::Exists { path: directory.to_owned(), fleet })

@@ -23,7 +23,10 @@ use crate::state::key_hash;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn options(directory: &Path, name: &str, mesh: &MeshSockets) -> NodeOptions {
+/// Less patient than a real fleet's.
+const RULES: Membership = Membership { silence: Duration::from_secs(3), stability: Duration::from_millis(500) };
+
+pub(super) fn options(directory: &Path, name: &str, mesh: &MeshSockets) -> NodeOptions {
     NodeOptions {
         directory: directory.to_owned(),
         facts: NodeFacts {
@@ -35,12 +38,12 @@ fn options(directory: &Path, name: &str, mesh: &MeshSockets) -> NodeOptions {
         timing: Timing::Lan,
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
-        duties: vec![Arc::new(Retention::default()), Arc::new(Membership)],
+        duties: vec![Arc::new(Retention::default()), Arc::new(RULES)],
         runtime: Handle::current(),
     }
 }
 
-async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(super) async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let waiting = async {
         loop {
             if let Some(found) = look() {
@@ -52,14 +55,14 @@ async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
-struct Fleet {
-    directory: TempDir,
-    nodes: Vec<Option<Node>>,
-    addresses: Vec<String>,
+pub(super) struct Fleet {
+    pub directory: TempDir,
+    pub nodes: Vec<Option<Node>>,
+    pub addresses: Vec<String>,
 }
 
 impl Fleet {
-    async fn founded() -> Self {
+    pub async fn founded() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let mut fleet = Self { directory, nodes: Vec::new(), addresses: Vec::new() };
         let mesh = MeshSockets::bind(([127, 0, 0, 1], 0).into()).expect("a port");
@@ -69,31 +72,31 @@ impl Fleet {
         fleet
     }
 
-    fn path(&self, index: usize) -> std::path::PathBuf {
+    pub fn path(&self, index: usize) -> std::path::PathBuf {
         self.directory.path().join(index.to_string())
     }
 
-    async fn start(&mut self, index: usize, mesh: MeshSockets) {
+    pub async fn start(&mut self, index: usize, mesh: MeshSockets) {
         let name = format!("node {index}");
         let node = Node::start(options(&self.path(index), &name, &mesh), mesh).await.expect("starts");
         self.nodes.resize_with(self.nodes.len().max(index + 1), || None);
         self.nodes[index] = Some(node);
     }
 
-    async fn restart(&mut self, index: usize) {
+    pub async fn restart(&mut self, index: usize) {
         let mesh = MeshSockets::bind(self.addresses[index].parse().expect("an address")).expect("its port again");
         self.start(index, mesh).await;
     }
 
-    fn node(&self, index: usize) -> &Node {
+    pub fn node(&self, index: usize) -> &Node {
         self.nodes[index].as_ref().expect("is running")
     }
 
-    async fn stop(&mut self, index: usize) {
+    pub async fn stop(&mut self, index: usize) {
         self.nodes[index].take().expect("is running").shutdown().await.expect("stops");
     }
 
-    async fn token(&self, uses: Option<u32>, ttl_ms: Option<u64>) -> JoinToken {
+    pub async fn token(&self, uses: Option<u32>, ttl_ms: Option<u64>) -> JoinToken {
         let secret = generate_key().expect("a key");
         let fields = CredentialFields {
             sha256: key_hash(secret.reveal()).to_vec().into(),
@@ -107,7 +110,7 @@ impl Fleet {
         JoinToken::new(&node.identity().ca_certificate, secret)
     }
 
-    async fn join(&mut self, through: usize, token: &JoinToken) -> Result<(), JoinError> {
+    pub async fn join(&mut self, through: usize, token: &JoinToken) -> Result<(), JoinError> {
         let index = self.nodes.len();
         let mesh = MeshSockets::bind(([127, 0, 0, 1], 0).into()).expect("a port");
         let options = options(&self.path(index), &format!("node {index}"), &mesh);
@@ -117,7 +120,7 @@ impl Fleet {
         Ok(())
     }
 
-    async fn of_three() -> Self {
+    pub async fn of_three() -> Self {
         let mut fleet = Self::founded().await;
         let token = fleet.token(None, None).await;
         fleet.join(0, &token).await.expect("joins");
@@ -131,20 +134,20 @@ impl Fleet {
         fleet
     }
 
-    fn leader(&self) -> Option<usize> {
+    pub fn leader(&self) -> Option<usize> {
         let leads = |node: &Node| matches!(node.consensus().status().role, Role::Leader { .. });
         self.nodes.iter().position(|node| node.as_ref().is_some_and(leads))
     }
 }
 
-async fn set_port(node: &Node, port: u64) {
+pub(super) async fn set_port(node: &Node, port: u64) {
     let changes = Some(Settings { default_port: Some(port), ..Settings::default() });
     let body = Body::UpdateSettings(UpdateSettings { changes, ..UpdateSettings::default() });
     let answer = node.consensus().propose(Origin::default(), body).await.expect("is answered");
     assert!(matches!(answer.outcome, Some(Outcome::Settings(_))), "{answer:?}");
 }
 
-async fn port(node: &Node) -> Option<u64> {
+pub(super) async fn port(node: &Node) -> Option<u64> {
     let view = node.consensus().linearizable().await.expect("a quorum confirms");
     view.settings().expect("readable").0.default_port
 }

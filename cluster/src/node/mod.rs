@@ -5,9 +5,12 @@
 mod found;
 mod identity;
 mod join;
+mod rebirth;
 
 #[cfg(test)]
 mod mesh_tests;
+#[cfg(test)]
+mod rebirth_tests;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +28,7 @@ use identity::NodeKeys;
 pub use identity::{Identity, IdentityError, Stage};
 use join::JoinService;
 pub use join::{JoinError, JoinToken, join};
+pub use rebirth::{RebirthError, Reborn, recover, restore};
 
 use crate::clock::Clock;
 use crate::consensus::{Consensus, Options, Timing, answer_reads};

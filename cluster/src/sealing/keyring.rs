@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
@@ -14,6 +16,9 @@ use super::wrap::{unwrap, wrap};
 use crate::ids::{FleetId, NodeId};
 use crate::rows::{KeyKind, Sealed, WrappedKey};
 use crate::state::{Damaged, View};
+
+/// How long the key for gossip before the newest is still taken: so long may a node take to hear of the newest.
+const OLD_GOSSIP: Duration = Duration::from_secs(3600);
 
 /// The fleet's keys in the hands of this node. Clones share it.
 #[derive(Clone, Debug)]
@@ -29,6 +34,8 @@ struct Keys {
     ca: BTreeMap<u32, Zeroizing<Vec<u8>>>,
     /// What gossip is sealed with.
     gossip: BTreeMap<u32, DataKey>,
+    /// Since when this process knows them.
+    gossip_since: BTreeMap<u32, Instant>,
 }
 
 impl std::fmt::Debug for Keys {
@@ -63,6 +70,7 @@ impl Keyring {
     #[must_use]
     pub fn with_gossip(self, key: DataKey) -> Self {
         let mut keys = Keys::clone(&self.keys.load());
+        keys.gossip_since.insert(key.version, Instant::now());
         keys.gossip.insert(key.version, key);
         self.keys.store(Arc::new(keys));
         self
@@ -73,7 +81,12 @@ impl Keyring {
         let keys = self.keys.load();
         match version {
             None => keys.gossip.last_key_value().map(|(_, key)| key.clone()),
-            Some(version) => keys.gossip.get(&version).cloned(),
+            Some(version) => {
+                // Whoever was sent away still has the one before.
+                let next = keys.gossip_since.range(version.saturating_add(1)..).next();
+                let over = next.is_some_and(|(_, since)| since.elapsed() > OLD_GOSSIP);
+                keys.gossip.get(&version).filter(|_| !over).cloned()
+            }
         }
     }
 
@@ -95,6 +108,26 @@ impl Keyring {
         let gossip =
             keys.gossip.values().map(|key| wrap(self.fleet, KeyKind::Gossip, key.version, key.bytes.as_ref(), public));
         data.chain(ca).chain(gossip).collect()
+    }
+
+    /// New keys for gossip and data, wrapped for these holders; the recovery key is one of them if it is named. They are not
+    /// used before the state has them.
+    ///
+    /// # Errors
+    /// When a public key is none, or there is no randomness.
+    pub fn rotated(&self, holders: &[(NodeId, Bytes)]) -> Result<Vec<WrappedKey>, SealingError> {
+        let keys = self.keys.load();
+        let newest = |keys: &BTreeMap<u32, DataKey>| keys.last_key_value().map_or(0, |(version, _)| *version);
+        let made = [(KeyKind::Data, newest(&keys.data)), (KeyKind::Gossip, newest(&keys.gossip))];
+        let mut wrapped = Vec::new();
+        for (kind, before) in made {
+            let key = DataKey::generate(before + 1)?;
+            for (holder, public) in holders {
+                let made = wrap(self.fleet, kind, key.version, key.bytes.as_ref(), public)?;
+                wrapped.push(WrappedKey { holder: holder.0, ..made });
+            }
+        }
+        Ok(wrapped)
     }
 
     /// Takes over the keys that the replicated state has for this node. A key that is there already is not unwrapped again.
@@ -129,6 +162,10 @@ impl Keyring {
                 }
                 KeyKind::Unspecified => outcome = Err(SealingError::Malformed("key of a known kind").into()),
             }
+        }
+        for version in keys.gossip.keys() {
+            let since = known.gossip_since.get(version).copied().unwrap_or_else(Instant::now);
+            keys.gossip_since.insert(*version, since);
         }
         self.keys.store(Arc::new(keys));
         outcome

@@ -19,6 +19,10 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::Sweep(_)
         | Body::ReportNode(_)
         | Body::RegisterNode(_)
+        | Body::RemoveNode(_)
+        | Body::Rebirth(_)
+        | Body::SetLevel(_)
+        | Body::PreferVoter(_)
         | Body::UpdateSettings(_)
         | Body::CreateModel(_)
         | Body::UpdateModel(_)
@@ -108,6 +112,12 @@ pub(super) fn register_node(step: &mut Step<'_>, command: &rows::RegisterNode) -
     };
     let node = command.node.clone().unwrap_or_default();
     let facts = node.facts.clone().unwrap_or_default();
+    for record in step.tables.range(<rows::RemovedNode as Row>::TABLE, &[]) {
+        if super::step::decode::<rows::RemovedNode>(record.1)?.row.tls_key == node.tls_key {
+            let why = "this node was removed from the fleet; it can join again with an empty data directory";
+            return Err(refused(RefusalKind::Conflict, why));
+        }
+    }
     let mut nodes = 0;
     for record in step.tables.range(<rows::Node as Row>::TABLE, &[]) {
         let other = super::step::decode::<rows::Node>(record.1)?.row;
@@ -144,6 +154,99 @@ pub(super) fn register_node(step: &mut Step<'_>, command: &rows::RegisterNode) -
     Ok(rows::NodeAnswer { id })
 }
 
+fn node_ids(step: &Step<'_>) -> Result<Vec<u64>, Stop> {
+    let rows = step.tables.range(<rows::Node as Row>::TABLE, &[]);
+    rows.map(|(_, record)| Ok(super::step::decode::<rows::Node>(record)?.row.id)).collect()
+}
+
+/// Forgets the node and the keys that are wrapped for it.
+fn forget_node(step: &mut Step<'_>, id: u64) -> Result<(), Stop> {
+    let keys = step.tables.range(<rows::WrappedKey as Row>::TABLE, &[]);
+    let keys =
+        keys.map(|(key, record)| Ok((key.to_vec(), super::step::decode::<rows::WrappedKey>(record)?.row.holder)));
+    let keys: Vec<_> = keys.collect::<Result<_, Damaged>>()?;
+    for (key, _) in keys.into_iter().filter(|(_, holder)| *holder == id) {
+        step.remove::<rows::WrappedKey>(key);
+    }
+    step.remove::<rows::Node>(id.to_be_bytes().to_vec());
+    Ok(())
+}
+
+/// Takes a node out of the fleet for good. Raft's members follow (see `leader::Membership`).
+pub(super) fn remove_node(step: &mut Step<'_>, command: &rows::RemoveNode) -> Result<rows::NodeAnswer, Stop> {
+    let id = command.id;
+    let Some(node) = step.get::<rows::Node>(&id.to_be_bytes())? else {
+        return Err(refused(RefusalKind::NotFound, format!("there is no node {id}")));
+    };
+    if step.get::<rows::Office>(&[])?.is_some_and(|office| office.row.node == id) {
+        let why = format!("node {id} leads the fleet; let another one lead first");
+        return Err(refused(RefusalKind::Conflict, why));
+    }
+    let left: Vec<_> = node_ids(step)?.into_iter().filter(|other| *other != id).collect();
+    if left != command.holders {
+        return Err(refused(RefusalKind::Conflict, "the nodes of the fleet have changed in the meantime; try again"));
+    }
+    forget_node(step, id)?;
+    for key in &command.keys {
+        step.put(wrapped_key(key.kind(), key.version, key.holder), key)?;
+    }
+    let removed = rows::RemovedNode { id, tls_key: node.row.tls_key, removed_ms: step.now.0 };
+    step.put(id.to_be_bytes().to_vec(), &removed)?;
+    Ok(rows::NodeAnswer { id })
+}
+
+/// Begins the next generation of the fleet with this node alone.
+pub(super) fn rebirth(step: &mut Step<'_>, command: &rows::Rebirth) -> Result<(), Stop> {
+    let mut fleet = step.only::<rows::Fleet>()?;
+    let node = command.node.clone().unwrap_or_default();
+    if command.generation != fleet.generation + 1 || node.id != fleet.next_node {
+        return Err(refused(RefusalKind::Conflict, "the fleet is of another generation"));
+    }
+    for id in node_ids(step)? {
+        forget_node(step, id)?;
+    }
+    for key in &command.keys {
+        let key = rows::WrappedKey { holder: node.id, ..key.clone() };
+        step.put(wrapped_key(key.kind(), key.version, node.id), &key)?;
+    }
+    fleet.generation = command.generation;
+    fleet.next_node += 1;
+    step.put(Vec::new(), &fleet)?;
+    let node = rows::Node { created_index: step.index, created_ms: step.now.0, ..node };
+    step.put(node.id.to_be_bytes().to_vec(), &node)
+}
+
+/// Raises the level by one, when every node of the fleet supports it.
+pub(super) fn set_level(step: &mut Step<'_>, command: &rows::SetLevel) -> Result<(), Stop> {
+    in_office(step, command.office)?;
+    let mut fleet = step.only::<rows::Fleet>()?;
+    if command.level != fleet.feature_level + 1 {
+        let why =
+            format!("the fleet is at feature level {}, and {} does not follow", fleet.feature_level, command.level);
+        return Err(refused(RefusalKind::Conflict, why));
+    }
+    for record in step.tables.range(<rows::Node as Row>::TABLE, &[]) {
+        let node = super::step::decode::<rows::Node>(record.1)?.row;
+        let supported = node.facts.map_or(0, |facts| facts.max_level);
+        if supported < command.level {
+            let why = format!("node {} supports feature level {supported} at most", node.id);
+            return Err(refused(RefusalKind::FeatureLevel, why));
+        }
+    }
+    fleet.feature_level = command.level;
+    step.put(Vec::new(), &fleet)
+}
+
+pub(super) fn prefer_voter(step: &mut Step<'_>, command: &rows::PreferVoter) -> Result<rows::NodeAnswer, Stop> {
+    let key = command.id.to_be_bytes();
+    let Some(mut node) = step.get::<rows::Node>(&key)? else {
+        return Err(refused(RefusalKind::NotFound, format!("there is no node {}", command.id)));
+    };
+    node.row.preferred_voter = true;
+    step.put(key.to_vec(), &node.row)?;
+    Ok(rows::NodeAnswer { id: command.id })
+}
+
 pub(super) fn report_node(step: &mut Step<'_>, command: &rows::ReportNode) -> Result<(), Stop> {
     let key = command.id.to_be_bytes().to_vec();
     let Some(mut node) = step.get::<rows::Node>(&key)? else {
@@ -155,6 +258,14 @@ pub(super) fn report_node(step: &mut Step<'_>, command: &rows::ReportNode) -> Re
 }
 
 impl View {
+    /// The public keys of the nodes that were removed.
+    ///
+    /// # Errors
+    /// When a row is damaged.
+    pub fn removed_keys(&self) -> Result<Vec<bytes::Bytes>, Damaged> {
+        self.rows::<rows::RemovedNode>(&[]).map(|row| row.map(|(_, removed)| removed.row.tls_key)).collect()
+    }
+
     /// The fleet, or `None` before its bootstrap.
     ///
     /// # Errors

@@ -85,6 +85,16 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
             nothing
         }
         Body::RegisterNode(command) => Outcome::Node(fleet::register_node(step, command)?),
+        Body::RemoveNode(command) => Outcome::Node(fleet::remove_node(step, command)?),
+        Body::SetLevel(command) => {
+            fleet::set_level(step, command)?;
+            nothing
+        }
+        Body::PreferVoter(command) => Outcome::Node(fleet::prefer_voter(step, command)?),
+        Body::Rebirth(command) => {
+            fleet::rebirth(step, command)?;
+            nothing
+        }
         Body::UpdateSettings(command) => Outcome::Settings(settings::update(step, command)?),
         Body::CreateModel(command) => Outcome::Model(models::create(step, command)?),
         Body::UpdateModel(command) => Outcome::Model(models::update(step, command)?),

@@ -52,6 +52,8 @@ tables! {
     AuditEntry = 12,
     /// By client and sequence number, or by the hash of the caller's key.
     Marker = 13,
+    /// By number.
+    RemovedNode = 14,
 }
 
 /// The longest row, in bytes as encoded.

@@ -242,6 +242,14 @@ impl Drop for IncomingSnapshot {
 }
 
 impl SnapshotFile {
+    /// A snapshot at any place, checked from its beginning to its end. Blocks.
+    ///
+    /// # Errors
+    /// When it is none, is not whole, or the disk refused.
+    pub fn inspect(path: &Path) -> Result<Self, StoreError> {
+        inspect(path)
+    }
+
     /// Reads the whole snapshot. Blocks.
     ///
     /// # Errors

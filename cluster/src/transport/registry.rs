@@ -1,6 +1,6 @@
 //! Who the nodes are and where they can be reached, as the replicated state says.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -26,6 +26,7 @@ pub struct Peer {
 pub struct Registry {
     by_node: BTreeMap<NodeId, Peer>,
     by_key: HashMap<Vec<u8>, NodeId>,
+    removed: HashSet<Vec<u8>>,
 }
 
 impl Registry {
@@ -34,7 +35,7 @@ impl Registry {
     pub fn of(peers: impl IntoIterator<Item = Peer>) -> Self {
         let by_node: BTreeMap<_, _> = peers.into_iter().map(|peer| (peer.node, peer)).collect();
         let by_key = by_node.values().map(|peer| (peer.tls_key.clone(), peer.node)).collect();
-        Self { by_node, by_key }
+        Self { by_node, by_key, removed: HashSet::new() }
     }
 
     /// The nodes of the replicated state; where it has none yet, those that were met before.
@@ -49,7 +50,9 @@ impl Registry {
             let node = NodeId(stored.row.id);
             peers.insert(node, Peer { node, store, address: facts.mesh, tls_key: stored.row.tls_key.to_vec() });
         }
-        Ok(Self::of(peers.into_values()))
+        let removed: HashSet<_> = view.removed_keys()?.iter().map(|key| key.to_vec()).collect();
+        peers.retain(|_, peer| !removed.contains(&peer.tls_key));
+        Ok(Self { removed, ..Self::of(peers.into_values()) })
     }
 
     /// A node by its number.
@@ -62,6 +65,12 @@ impl Registry {
     #[must_use]
     pub fn by_key(&self, key: &[u8]) -> Option<&Peer> {
         self.by_key.get(key).and_then(|node| self.by_node.get(node))
+    }
+
+    /// Whether this is the key of a node that was removed from the fleet.
+    #[must_use]
+    pub fn is_removed(&self, key: &[u8]) -> bool {
+        self.removed.contains(key)
     }
 
     /// Every node.

@@ -68,6 +68,9 @@ impl Check {
         }
         let from = NodeId(route.from_node);
         let registry = own.current();
+        if registry.is_removed(key) {
+            return Err(format!("node {from} was removed from the fleet"));
+        }
         let sound = match registry.by_key(key) {
             Some(peer) => peer.node == from && StoreId::from_slice(&route.from_store) == Some(peer.store),
             // Not known here yet: TLS has seen to it that the authority vouches for the name.

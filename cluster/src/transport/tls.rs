@@ -117,7 +117,11 @@ impl ClientCertVerifier for Clients {
         _: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        if self.registered.current().by_key(&public_key(certificate)?).is_none() {
+        let (registry, key) = (self.registered.current(), public_key(certificate)?);
+        if registry.is_removed(&key) {
+            return Err(refused());
+        }
+        if registry.by_key(&key).is_none() {
             vouched_for(certificate, &self.ca, now, KeyUsage::client_auth())?;
         }
         Ok(ClientCertVerified::assertion())
