@@ -168,6 +168,10 @@ fn translate(status: StatusCode, retry_after: Option<&HeaderValue>, text: &[u8],
             message.unwrap_or_else(|| generic("asks for patience")),
         ),
         503 => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", message.unwrap_or_else(|| generic("is overloaded"))),
+        // The gateway itself, at the other end of an address that leads here.
+        508 if field("code") == "loop_detected" => {
+            (status, "loop_detected", message.unwrap_or_else(|| generic("leads back to where it was asked")))
+        }
         400..=499 => (status, "invalid_request", message.unwrap_or_else(|| generic("does not accept the request"))),
         500..=599 => (status, "upstream_error", message.unwrap_or_else(|| generic("has failed"))),
         other => (StatusCode::BAD_GATEWAY, "upstream_error", generic(&format!("answered with status {other}"))),
