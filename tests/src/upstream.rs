@@ -267,6 +267,7 @@ struct Shared {
     /// Answers that the client did not wait for.
     given_up: AtomicUsize,
     sent: AtomicU64,
+    hasty: AtomicBool,
     ending: AtomicBool,
 }
 
@@ -309,6 +310,7 @@ impl Upstream {
             opened: AtomicUsize::new(0),
             given_up: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
+            hasty: AtomicBool::new(false),
             ending: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -331,6 +333,11 @@ impl Upstream {
     /// Answers like this from now on.
     pub fn behave(&self, behaviour: impl Fn(&Received) -> Answer + Send + Sync + 'static) {
         *locked(&self.shared.behaviour) = Arc::new(behaviour);
+    }
+
+    /// Answers from now on before it reads a request's body, which its behaviour does not see then.
+    pub fn be_hasty(&self) {
+        self.shared.hasty.store(true, Ordering::Relaxed);
     }
 
     /// Gives this answer from now on.
@@ -434,8 +441,13 @@ fn serve(stream: &TcpStream, connection: usize, shared: &Shared) -> io::Result<(
         stream.set_read_timeout(None)?;
         let Some(mut request) = read(&mut reader)? else { return Ok(()) };
         (request.connection, request.before) = (connection, before);
+        let hasty = shared.hasty.load(Ordering::Relaxed);
+        if !hasty {
+            request.body = body(&mut reader, &request)?;
+        }
         let behaviour = Arc::clone(&locked(&shared.behaviour));
         let Answer(steps) = behaviour(&request);
+        let unread = hasty.then(|| request.clone());
         locked(&shared.received).push(request);
         for step in &steps {
             match take(step, stream, shared) {
@@ -446,6 +458,9 @@ fn serve(stream: &TcpStream, connection: usize, shared: &Shared) -> io::Result<(
                     return Err(error);
                 }
             }
+        }
+        if let Some(request) = unread {
+            body(&mut reader, &request)?;
         }
     }
     Ok(())
@@ -498,7 +513,7 @@ fn take(step: &Step, mut stream: &TcpStream, shared: &Shared) -> io::Result<bool
     Ok(true)
 }
 
-/// Reads a request; none if the connection has ended before it.
+/// Reads the head of a request; none if the connection has ended before it.
 fn read(reader: &mut impl BufRead) -> io::Result<Option<Received>> {
     let Some(first) = line(reader)? else { return Ok(None) };
     let mut words = first.split(' ').map(ToOwned::to_owned);
@@ -512,18 +527,21 @@ fn read(reader: &mut impl BufRead) -> io::Result<Option<Received>> {
         let (name, value) = line.split_once(':').ok_or(ErrorKind::InvalidData)?;
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut request = Received { method, path, headers, body: Vec::new(), connection: 0, before: 0 };
+    Ok(Some(Received { method, path, headers, body: Vec::new(), connection: 0, before: 0 }))
+}
+
+/// Reads the body of a request.
+fn body(reader: &mut impl BufRead, request: &Received) -> io::Result<Vec<u8>> {
     let length: Option<usize> = request.header("content-length").parse().ok();
-    request.body = match length {
+    match length {
         Some(length) => {
             let mut body = vec![0; length];
             reader.read_exact(&mut body)?;
-            body
+            Ok(body)
         }
-        None if request.header("transfer-encoding") == "chunked" => chunks(reader)?,
-        None => Vec::new(),
-    };
-    Ok(Some(request))
+        None if request.header("transfer-encoding") == "chunked" => chunks(reader),
+        None => Ok(Vec::new()),
+    }
 }
 
 fn line(reader: &mut impl BufRead) -> io::Result<Option<String>> {
@@ -585,6 +603,12 @@ impl Wire {
         stream.set_read_timeout(Some(LIMIT)).expect("a bound");
         stream.set_write_timeout(Some(LIMIT)).expect("a bound");
         Self { reader: BufReader::new(stream) }
+    }
+
+    /// The connection itself.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        self.reader.get_ref()
     }
 
     /// Sends bytes as they are.
@@ -666,6 +690,16 @@ impl Wire {
             }
         }
         Ok(body)
+    }
+
+    /// Everything until the other side closes the connection.
+    ///
+    /// # Errors
+    /// When it breaks instead.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.reader.read_to_end(&mut rest)?;
+        Ok(rest)
     }
 
     /// Whether the other side closes the connection within this time without saying anything more.

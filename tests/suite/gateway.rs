@@ -11,6 +11,8 @@ mod changes;
 mod crowds;
 #[path = "gateway/errors.rs"]
 mod errors;
+#[path = "gateway/http.rs"]
+mod http;
 #[path = "gateway/keys.rs"]
 mod keys;
 #[path = "gateway/providers.rs"]

@@ -60,7 +60,7 @@ fn first_refused(request: &Received, refused: &Mutex<HashSet<Vec<u8>>>) -> Answe
     limit("0")
 }
 
-/// A-033 D-047 E-257 E-258
+/// D-047 E-257 E-258
 #[test]
 fn the_library_of_openai_gets_what_it_expects() {
     if !Need::OpenAiSdk.is_met("sdk") {

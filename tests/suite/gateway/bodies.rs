@@ -88,6 +88,7 @@ fn a_body_that_names_two_models_is_refused_and_reaches_nobody() {
     assert_eq!(place.upstream.requests(), 0);
 }
 
+/// D-018
 #[test]
 fn the_answer_names_the_model_as_the_client_did() {
     let place = Place::new();
@@ -145,7 +146,7 @@ fn events(model: &str) -> String {
     )
 }
 
-/// E-257
+/// D-018
 #[test]
 fn every_event_of_a_stream_names_the_model_as_the_client_did() {
     let place = Place::new();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{CHAT, Place, SOON, chat, ids, register, streamed};
 
-/// A-013 A-033 D-011 D-012 D-014 D-017 D-026 E-257
+/// A-013 D-011 D-012 D-014 D-017 D-026 E-257
 #[test]
 fn a_model_registered_through_one_node_is_called_through_every_other() {
     let (fleet, upstream) = (Fleet::start_nodes(3, &[]), Upstream::new());
@@ -139,7 +139,7 @@ fn a_model_answers_to_its_name_at_the_proxy_and_under_that_name() {
     place.fleet.user().post(CHAT, &chat("theirs")).is_openai_error(404, "model_not_found");
 }
 
-/// D-015 D-016
+/// D-013 D-015 D-016
 #[test]
 fn what_the_gateway_does_not_know_reaches_the_provider() {
     let place = Place::new();

@@ -26,7 +26,7 @@ fn gateway_key(admin: &Api, seconds: Option<u64>) -> (u64, String) {
     (made["credential"]["id"].as_u64().expect("a number"), made["key"].as_str().expect("a key").to_owned())
 }
 
-/// D-047
+/// D-042 D-043 D-047 E-250
 #[test]
 fn only_a_key_of_the_gateway_opens_it() {
     let place = Place::new();
@@ -116,6 +116,7 @@ fn names(headers: &[(String, String)]) -> Vec<&str> {
     names
 }
 
+/// C-058
 #[test]
 fn a_provider_gets_its_own_key_and_nothing_of_the_callers() {
     let fleet = Fleet::start_with(&[("MUSTER_TEST_PROVIDER_KEY", "sk-of-the-environment")]);

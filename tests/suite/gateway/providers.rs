@@ -132,7 +132,7 @@ fn what_a_provider_refuses_is_told_in_our_form_and_without_its_secrets() {
     let _ = place.ask().expect(200);
 }
 
-/// E-258
+/// D-045 E-258
 #[test]
 fn a_provider_that_can_not_be_reached_is_told_without_its_address() {
     let place = Place::new();
