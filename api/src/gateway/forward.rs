@@ -75,8 +75,10 @@ impl Call {
         }
         flight.answered();
         let rewriter = if renamed { rewriter(&head.headers, self.written.clone()) } else { None };
-        let whole = body.size_hint().exact().is_some_and(|length| length <= WHOLE_LIMIT);
-        let short = whole && matches!(rewriter, Some(Rewriter::Object(_)));
+        let length = body.size_hint().exact();
+        // The server does not even begin with a body of no length.
+        let short = length == Some(0)
+            || length.is_some_and(|length| length <= WHOLE_LIMIT) && matches!(rewriter, Some(Rewriter::Object(_)));
         let relay = Relay::new(body, lease, rewriter, self.timeout, flight);
         let body = if short { collect(relay, &self.target.name).await? } else { GatewayBody::relay(relay) };
         let mut response = Response::new(body);

@@ -57,6 +57,10 @@ impl Relay {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting = None;
+                // The server asks for no more than the length that it has announced.
+                if self.source.as_ref().is_some_and(|(body, _)| body.is_end_stream()) {
+                    self.end(cx);
+                }
                 // Trailers mean nothing to the clients of these interfaces.
                 Poll::Ready(Some(Ok(frame.into_data().unwrap_or_default())))
             }
@@ -66,14 +70,19 @@ impl Relay {
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(None) => {
-                if let Some((body, lease)) = self.source.take() {
-                    drop(body);
-                    lease.give_back(cx);
-                }
-                self.flight.whole();
+                self.end(cx);
                 Poll::Ready(None)
             }
         }
+    }
+
+    /// The answer has come whole: its connection is free for the next request.
+    fn end(&mut self, cx: &mut Context<'_>) {
+        if let Some((body, lease)) = self.source.take() {
+            drop(body);
+            lease.give_back(cx);
+        }
+        self.flight.whole();
     }
 
     /// The next piece for the client.
