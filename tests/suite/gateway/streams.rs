@@ -168,21 +168,43 @@ fn a_client_that_reads_slowly_holds_up_the_provider_and_costs_no_memory() {
 #[test]
 fn connections_to_a_provider_are_used_again() {
     let place = Place::new();
-    for count in 0..60 {
-        let body = if count % 3 == 0 { streamed("ours") } else { chat("ours") };
-        let _ = place.fleet.user().post(CHAT, &body).expect(200);
-    }
-    assert_eq!(place.upstream.requests(), 60);
+    let (admin, user) = (place.fleet.admin(), place.fleet.user());
+    let _ = register(&admin, "same", &json!({"baseUrl": place.upstream.url("/v1")}));
+    let long = json!({"model": "x", "text": "x".repeat(2_000_000)});
+    let empty = Answer::body(200, "application/json", b"");
     // Each thread that serves clients has connections of its own.
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
-    assert!(place.upstream.opened() <= 2 * threads, "{} connections for 60 calls", place.upstream.opened());
-    // What a provider refuses costs no connection either.
-    let before = place.upstream.opened();
-    place.upstream.answer(Answer::json(429, &json!({"error": {"message": "slow down"}})));
-    for _ in 0..30 {
-        let _ = place.ask().expect(429);
+    for (answer, status) in [
+        (None, 200),
+        (Some(Answer::json(200, &json!({"model": "x"}))), 200),
+        (Some(Answer::json(200, &long)), 200),
+        (Some(Answer::json_in_chunks().chunk(b"{}").end()), 200),
+        (Some(empty), 200),
+        // What a provider refuses costs no connection either.
+        (Some(Answer::json(429, &json!({"error": {"message": "slow down"}}))), 429),
+    ] {
+        for model in ["ours", "same"] {
+            let given = answer.clone();
+            place.upstream.behave(move |request| given.clone().unwrap_or_else(|| Answer::usual(request)));
+            let before = (place.upstream.opened(), place.upstream.requests());
+            for count in 0..20 {
+                let body = if count % 2 == 0 { streamed(model) } else { chat(model) };
+                let _ = user.post(CHAT, &body).expect(status);
+            }
+            assert_eq!(place.upstream.requests() - before.1, 20);
+            let opened = place.upstream.opened() - before.0;
+            assert!(opened <= threads, "{opened} connections for 20 calls of {model}, {answer:.200?}");
+        }
     }
-    assert!(place.upstream.opened() <= before + threads, "{} connections more", place.upstream.opened() - before);
+    let counts = admin.get("/metrics").expect(200).text;
+    for model in ["ours", "same"] {
+        for line in [
+            format!("muster_gateway_cut_total{{model=\"{model}\"}} 0"),
+            format!("muster_gateway_request_duration_seconds_count{{model=\"{model}\"}} 120"),
+        ] {
+            assert!(counts.lines().any(|found| found == line), "{line} in {counts}");
+        }
+    }
 }
 
 #[test]
