@@ -22,14 +22,15 @@ pub struct Machine {
     pub node: Option<Node>,
 }
 
-/// A port that was free a moment ago. It must stay the same when the node is started again.
+/// A port that was free a moment ago. It must stay the same when the node is started again, so it is none of those that the
+/// system gives to whoever connects.
 ///
 /// # Panics
 /// When there is none.
 #[must_use]
 pub fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").to_string()
+    let mut tries = (0..1000).map(|_| format!("127.0.0.1:{}", rand::random_range(10_000..32_000)));
+    tries.find(|address| TcpListener::bind(address).is_ok()).expect("a port")
 }
 
 impl Machine {

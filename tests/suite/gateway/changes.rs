@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use muster_tests::api::Api;
+use muster_tests::api::{Api, try_send};
 use muster_tests::fleet::Fleet;
 use muster_tests::mesh::Mesh;
 use muster_tests::process::wait_for;
@@ -132,4 +132,12 @@ fn two_nodes_killed_the_third_goes_on_answering_those_with_a_key() {
     assert_eq!(ids(&user.get("/v1/models").expect(200).body), ["ours"]);
     user.with_key("sk-wrong").post(CHAT, &chat("ours")).is_openai_error(401, "invalid_api_key");
     user.post(CHAT, &chat("nope")).is_openai_error(404, "model_not_found");
+    // Started again alone it is as good as before, before anybody else comes back.
+    mesh.machines[survivor].kill();
+    mesh.restart(survivor);
+    let user = mesh.api(survivor).with_key(key);
+    wait_for(SOON, "answers of a node that is alone from its start", || {
+        (try_send(user.request("POST", CHAT).json(&chat("ours"))).ok()?.status == 200).then_some(())
+    });
+    user.with_key("sk-wrong").post(CHAT, &chat("ours")).is_openai_error(401, "invalid_api_key");
 }

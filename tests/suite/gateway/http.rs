@@ -107,9 +107,7 @@ fn a_provider_may_answer_in_every_way_that_http_knows() {
             200,
         ),
         (
-            format!(
-                "HTTP/1.1 201 Created\r\nContent-Type: Application/JSON ; charset=utf-8\r\nCONTENT-LENGTH:18\r\n\r\n{{\"model\":\"theirs\"}}"
-            ),
+            "HTTP/1.1 201 Created\r\nContent-Type: Application/JSON ; charset=utf-8\r\nCONTENT-LENGTH:18\r\n\r\n{\"model\":\"theirs\"}".to_owned(),
             201,
         ),
         (format!("HTTP/1.1 200 OK\r\n{json}{chunks}0\r\n\r\n"), 200),

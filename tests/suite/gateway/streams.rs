@@ -132,9 +132,12 @@ fn a_stream_that_the_provider_cuts_ends_as_a_cut() {
 fn a_client_that_reads_slowly_holds_up_the_provider_and_costs_no_memory() {
     const PIECE: usize = 64 * 1024;
     const COUNT: usize = 3200;
+    const LENGTH: usize = COUNT * PIECE;
+    // What else the process does meanwhile has to fit too.
+    const ROOM: u64 = 64 * 1024 * 1024;
     let mut place = Place::new();
     let _ = register(&place.fleet.admin(), "same", &json!({"baseUrl": place.upstream.url("/v1")}));
-    let event = [b"data: {\"text\":\"".as_slice(), &[b'x'; PIECE - 36], b"\",\"model\":\"same\"}\n\n"].concat();
+    let event = [b"data: {\"text\":\"".as_slice(), &[b'x'; PIECE - 34], b"\",\"model\":\"same\"}\n\n"].concat();
     let _ = place.ask().expect(200);
     let process = place.fleet.process().id();
     for model in ["same", "ours"] {
@@ -154,14 +157,17 @@ fn a_client_that_reads_slowly_holds_up_the_provider_and_costs_no_memory() {
             (last.1.elapsed() > Duration::from_millis(500)).then_some(())
         });
         let held = place.upstream.sent() - sent_before;
-        assert!(held > 0 && held < 40_000_000, "{held} bytes are on their way to a client that reads nothing");
+        // Two connections have room in the system, and more where it is set up for long distances.
+        assert!(held < LENGTH as u64 / 2, "{held} bytes are on their way to a client that reads nothing");
+        let used = peak(process) - before;
+        assert!(used < ROOM, "{used} bytes for a client that reads nothing");
         let mut length = 0;
         while let Some(chunk) = wire.chunk().expect("the whole answer") {
             length += chunk.len();
         }
-        assert_eq!(length, COUNT * event.len(), "every byte of it arrived");
+        assert_eq!(length, LENGTH, "every byte of it arrived");
         let used = peak(process) - before;
-        assert!(used < 48 * 1024 * 1024, "{used} bytes for a client that reads slowly");
+        assert!(used < ROOM, "{used} bytes for a client that reads slowly");
     }
 }
 
