@@ -184,6 +184,33 @@ impl Answer {
         self
     }
 
+    /// Checks that it is an error of this kind in the form that clients of OpenAI expect, which every error of the gateway has.
+    ///
+    /// # Panics
+    /// When it is something else.
+    #[track_caller]
+    pub fn is_openai_error(&self, status: u16, code: &str) -> &Self {
+        let error = &self.body["error"];
+        assert_eq!((self.status, error["code"].as_str()), (status, Some(code)), "{self}");
+        let fields = |value: &Value| value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>());
+        assert_eq!(fields(&self.body), Some(vec!["error".to_owned()]), "{self}");
+        assert_eq!(fields(error), Some(["code", "message", "param", "type"].map(ToOwned::to_owned).to_vec()), "{self}");
+        for field in ["message", "type"] {
+            assert!(error[field].as_str().is_some_and(|text| !text.is_empty()), "{field} in {self}");
+        }
+        assert!(error["param"].is_null() || error["param"].is_string(), "{self}");
+        assert_eq!(self.header("content-type"), "application/json", "{self}");
+        assert!(!self.header("x-request-id").is_empty(), "{self}");
+        assert_eq!(self.header("retry-after").is_empty(), !matches!(status, 429 | 503), "{self}");
+        self
+    }
+
+    /// The text of such an error.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        self.body["error"]["message"].as_str().unwrap_or_default()
+    }
+
     /// Checks that it is a refusal that names exactly these fields.
     ///
     /// # Panics

@@ -161,19 +161,37 @@ pub fn outcome_with_input(command: &mut Command, input: &str) -> Outcome {
     Outcome { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
 }
 
-/// A fleet of one node as `muster dev` runs it, and its keys.
+/// A fleet as `muster dev` runs it, most often of one node, and its keys.
 #[derive(Debug)]
 pub struct Fleet {
     // Ended before the directory goes.
     process: Process,
     /// Where it lives.
     pub home: Home,
+    count: usize,
     variables: Vec<(&'static str, String)>,
     /// The administrator's token.
     pub admin_token: String,
     /// The key for the gateway.
     pub gateway_key: String,
-    endpoint: String,
+    nodes: Vec<Endpoints>,
+}
+
+/// The URLs of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Of the API.
+    pub api: String,
+    /// Of the proxy.
+    pub proxy: String,
+}
+
+impl Endpoints {
+    fn read(dev: &Value) -> Vec<Self> {
+        let nodes = dev["nodes"].as_array().expect("nodes in dev.json").iter();
+        let text = |node: &Value, field: &str| node[field].as_str().expect("an address in dev.json").to_owned();
+        nodes.map(|node| Self { api: text(node, "api"), proxy: text(node, "proxy") }).collect()
+    }
 }
 
 impl Fleet {
@@ -184,25 +202,30 @@ impl Fleet {
     }
 
     /// Starts one with these variables in its environment.
+    #[must_use]
+    pub fn start_with(variables: &[(&'static str, &str)]) -> Self {
+        Self::start_nodes(1, variables)
+    }
+
+    /// Starts one of so many nodes, all in one process, with these variables in its environment.
     ///
     /// # Panics
     /// When it does not start.
     #[must_use]
-    pub fn start_with(variables: &[(&'static str, &str)]) -> Self {
+    pub fn start_nodes(count: usize, variables: &[(&'static str, &str)]) -> Self {
         let home = Home::new();
         let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        let (process, dev) = start_dev(&home, &variables);
-        let text = |pointer| dev.pointer(pointer).and_then(Value::as_str).expect("a text in dev.json").to_owned();
-        let (admin_token, gateway_key) = (text("/adminToken"), text("/gatewayKey"));
-        let endpoint = text("/nodes/0/api");
-        Self { process, home, variables, admin_token, gateway_key, endpoint }
+        let (process, dev) = start_dev(&home, count, &variables);
+        let text = |field: &str| dev[field].as_str().expect("a text in dev.json").to_owned();
+        let (admin_token, gateway_key) = (text("adminToken"), text("gatewayKey"));
+        Self { process, home, count, variables, admin_token, gateway_key, nodes: Endpoints::read(&dev) }
     }
 
-    /// Starts it again over the same data; its port may be another one then.
+    /// Starts it again over the same data; its ports may be others then.
     pub fn restart(&mut self) {
-        let (process, dev) = start_dev(&self.home, &self.variables);
+        let (process, dev) = start_dev(&self.home, self.count, &self.variables);
         self.process = process;
-        dev["nodes"][0]["api"].as_str().expect("an address").clone_into(&mut self.endpoint);
+        self.nodes = Endpoints::read(&dev);
     }
 
     /// Kills it with signal 9.
@@ -233,16 +256,34 @@ impl Fleet {
         self.node_data().join("muster.sock")
     }
 
-    /// Host and port of the API.
+    /// Its nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &[Endpoints] {
+        &self.nodes
+    }
+
+    /// Host and port of the API of the first node.
     #[must_use]
     pub fn address(&self) -> &str {
-        self.endpoint.trim_start_matches("http://")
+        self.nodes[0].api.trim_start_matches("http://")
     }
 
     /// Somebody without a key.
     #[must_use]
     pub fn anybody(&self) -> Api {
-        Api::new(&self.endpoint)
+        Api::new(&self.nodes[0].api)
+    }
+
+    /// Somebody who may call models, and nothing else.
+    #[must_use]
+    pub fn user(&self) -> Api {
+        self.anybody().with_key(&self.gateway_key)
+    }
+
+    /// The same at the proxy.
+    #[must_use]
+    pub fn user_of_proxy(&self) -> Api {
+        Api::new(&self.nodes[0].proxy).with_key(&self.gateway_key)
     }
 
     /// The administrator.
@@ -272,11 +313,11 @@ impl Fleet {
     }
 }
 
-fn start_dev(home: &Home, variables: &[(&'static str, String)]) -> (Process, Value) {
+fn start_dev(home: &Home, count: usize, variables: &[(&'static str, String)]) -> (Process, Value) {
     let ready = home.data().join("dev.json");
     // What an earlier process left behind says nothing of the next.
     let _ = std::fs::remove_file(&ready);
-    let mut command = home.command(["dev", "--nodes", "1", "--base-port", "0", "--data-dir"]);
+    let mut command = home.command(["dev", "--nodes", &count.to_string(), "--base-port", "0", "--data-dir"]);
     command.arg(home.data()).envs(variables.iter().map(|(name, value)| (name, value)));
     let mut process = home.start(&mut command);
     let dev = wait_for(PATIENCE, "the fleet to be ready", || {

@@ -1,8 +1,10 @@
 //! What some tests need of the machine. A test that can not run is skipped with a reason that ends up in the table of
 //! `make test`, and fails instead where `MUSTER_TEST_REQUIRE` names its group, which is its test binary.
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Something that not every machine has.
@@ -12,6 +14,8 @@ pub enum Need {
     Compiler,
     /// The right to mount a file system in a mount namespace.
     Mounts,
+    /// The client library of OpenAI, which `tests/prepare test` installs.
+    OpenAiSdk,
 }
 
 impl Need {
@@ -41,11 +45,24 @@ impl Need {
                 &["--mount", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"],
                 "no file system can be mounted (root needed)",
             ),
+            Self::OpenAiSdk => {
+                runs(sdk_python(), &["-c", "import openai"], "the library of OpenAI is not there (tests/prepare test)")
+            }
         }
     }
 }
 
-fn runs(program: &str, arguments: &[&str], otherwise: &'static str) -> Result<(), &'static str> {
+/// The Python that has the client library of OpenAI, where it is installed.
+///
+/// # Panics
+/// When the test binary does not lie in a build directory.
+#[must_use]
+pub fn sdk_python() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of the test");
+    test.ancestors().nth(3).expect("a build directory").join("sdk/bin/python")
+}
+
+fn runs(program: impl AsRef<OsStr>, arguments: &[&str], otherwise: &'static str) -> Result<(), &'static str> {
     let outcome = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
     match outcome {
         Ok(status) if status.success() => Ok(()),

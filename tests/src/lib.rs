@@ -1,10 +1,13 @@
 //! What the black-box tests share: which groups can run here, how a process is started and ended, what a disk may hold
-//! after a loss of power, the workload whose promises are checked afterwards, and a fleet with a client of its API.
+//! after a loss of power, the workload whose promises are checked afterwards, a fleet with a
+//! client of its API, and a provider of models.
 
 pub mod api;
 pub mod disk;
 pub mod fleet;
 pub mod groups;
+pub mod mesh;
 pub mod process;
 pub mod seeds;
+pub mod upstream;
 pub mod workload;

@@ -1,127 +1,15 @@
 //! Three nodes as three processes: joining over the network, writing and reading through any of them, and signal 9.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use muster_tests::api::{Api, try_send};
-use muster_tests::fleet::{Home, Node, PATIENCE, outcome};
+use muster_tests::fleet::{Home, PATIENCE, outcome};
+use muster_tests::mesh::{Mesh, free_address};
 use muster_tests::process::{Signal, number, wait_for};
 use serde_json::{Value, json};
-
-/// A preset token, and obviously one of a test.
-const ADMIN: &str = "token-of-the-tests-administrator";
-
-/// One machine: its home, its ports, its process.
-struct Machine {
-    home: Home,
-    api: String,
-    mesh: String,
-    node: Option<Node>,
-}
-
-/// A port that was free a moment ago. It must stay the same when the node is started again.
-fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").to_string()
-}
-
-impl Machine {
-    fn new() -> Self {
-        Self { home: Home::new(), api: free_address(), mesh: free_address(), node: None }
-    }
-
-    fn start(&mut self, name: &str, arguments: &[&str]) {
-        let mut command = self.home.command(["serve", "--name", name, "--api", &self.api, "--mesh", &self.mesh]);
-        command.args(arguments).env("MUSTER_ADMIN_TOKEN", ADMIN);
-        self.node = Some(Node::start_command(&self.home, &mut command));
-    }
-
-    fn kill(&mut self) {
-        self.node.take().expect("is running").process().kill();
-    }
-
-    fn signal(&mut self, signal: Signal) {
-        self.node.as_mut().expect("is running").process().signal(signal);
-    }
-
-    fn api(&self) -> Api {
-        Api::new(&format!("http://{}", self.api)).with_key(ADMIN)
-    }
-}
-
-struct Mesh {
-    machines: Vec<Machine>,
-    token: String,
-}
-
-fn name(index: usize) -> String {
-    format!("node-{}", index + 1)
-}
-
-impl Mesh {
-    fn of_three() -> Self {
-        let mut first = Machine::new();
-        first.start(&name(0), &["--bootstrap"]);
-        first.node.as_mut().expect("is running").ready();
-        let created = first.home.muster(&["token", "create", "-o", "json"]);
-        let token = created.json()["token"].as_str().expect("a token").to_owned();
-        let mut mesh = Self { machines: vec![first], token };
-        for index in 1..3 {
-            let mut machine = Machine::new();
-            let through = mesh.machines[index - 1].mesh.clone();
-            machine.start(&name(index), &["--join", &through, "--join-token", &mesh.token]);
-            mesh.machines.push(machine);
-        }
-        mesh.ready();
-        mesh
-    }
-
-    /// Waits until every machine that runs is ready, which the third is when it votes.
-    fn ready(&mut self) {
-        for machine in &mut self.machines {
-            if let Some(node) = &mut machine.node {
-                node.ready();
-            }
-        }
-    }
-
-    fn api(&self, index: usize) -> Api {
-        self.machines[index].api()
-    }
-
-    fn leader(&self) -> usize {
-        wait_for(PATIENCE, "a leader", || {
-            self.machines.iter().position(|machine| {
-                let answer = machine
-                    .node
-                    .as_ref()
-                    .map(|_| try_send(machine.api().request("GET", "/api/cluster?consistency=local")));
-                matches!(answer, Some(Ok(answer)) if answer.body["role"] == "leader")
-            })
-        })
-    }
-
-    fn restart(&mut self, index: usize) {
-        self.machines[index].start(&name(index), &[]);
-    }
-
-    /// The state hash of every node at one index.
-    fn hashes(&self) -> BTreeSet<String> {
-        wait_for(PATIENCE, "all nodes at one index", || {
-            let seen: Vec<_> = self
-                .machines
-                .iter()
-                .map(|machine| machine.api().get("/api/cluster?consistency=local").body)
-                .map(|body| (body["appliedIndex"].as_u64(), body["stateHash"].as_str().map(ToOwned::to_owned)))
-                .collect();
-            let same = seen.iter().all(|(index, _)| index.is_some() && *index == seen[0].0);
-            same.then(|| seen.into_iter().filter_map(|(_, hash)| hash).collect())
-        })
-    }
-}
 
 fn model(name: &str) -> Value {
     json!({"name": name, "provider": "openai-compatible", "modelId": "x", "baseUrl": "http://10.0.0.1:9/v1"})

@@ -79,8 +79,10 @@ impl Call {
         }
         flight.answered();
         let rewriter = if renamed { rewriter(&head.headers, self.written.clone()) } else { None };
-        let whole = body.size_hint().exact().is_some_and(|length| length <= WHOLE_LIMIT);
-        let short = whole && matches!(rewriter, Some(Rewriter::Object(_)));
+        let length = body.size_hint().exact();
+        // The server does not even begin with a body of no length.
+        let short = length == Some(0)
+            || length.is_some_and(|length| length <= WHOLE_LIMIT) && matches!(rewriter, Some(Rewriter::Object(_)));
         let relay = Relay::new(body, lease, rewriter, self.timeout, flight);
         let body = if short { collect(relay, &self.target.name).await? } else { GatewayBody::relay(relay) };
         Ok(passed(head.status, &head.headers, body))
@@ -177,6 +179,10 @@ fn translate(status: StatusCode, retry_after: Option<&HeaderValue>, text: &[u8],
             message.unwrap_or_else(|| generic("asks for patience")),
         ),
         503 => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", message.unwrap_or_else(|| generic("is overloaded"))),
+        // The gateway itself, at the other end of an address that leads here.
+        508 if field("code") == "loop_detected" => {
+            (status, "loop_detected", message.unwrap_or_else(|| generic("leads back to where it was asked")))
+        }
         400..=499 => (status, "invalid_request", message.unwrap_or_else(|| generic("does not accept the request"))),
         500..=599 => (status, "upstream_error", message.unwrap_or_else(|| generic("has failed"))),
         other => (StatusCode::BAD_GATEWAY, "upstream_error", generic(&format!("answered with status {other}"))),

@@ -28,13 +28,15 @@ pub(super) struct Relay {
     idle: Duration,
     waiting: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Why the answer ends too early, until the client's side has been told.
+    failed: Option<Box<dyn Error + Send + Sync>>,
     /// Counts the request as under way until this is dropped.
     flight: Flight,
 }
 
 impl Relay {
     pub fn new(body: Incoming, lease: Lease, rewriter: Option<Rewriter>, idle: Duration, flight: Flight) -> Self {
-        Self { source: Some((body, lease)), rewriter, idle, waiting: None, timer: None, flight }
+        Self { source: Some((body, lease)), rewriter, idle, waiting: None, timer: None, failed: None, flight }
     }
 
     /// The next piece as it came.
@@ -55,6 +57,10 @@ impl Relay {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting = None;
+                // The server asks for no more than the length that it has announced.
+                if self.source.as_ref().is_some_and(|(body, _)| body.is_end_stream()) {
+                    self.end(cx);
+                }
                 // Trailers mean nothing to the clients of these interfaces.
                 Poll::Ready(Some(Ok(frame.into_data().unwrap_or_default())))
             }
@@ -64,25 +70,38 @@ impl Relay {
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(None) => {
-                if let Some((body, lease)) = self.source.take() {
-                    drop(body);
-                    lease.give_back(cx);
-                }
-                self.flight.whole();
+                self.end(cx);
                 Poll::Ready(None)
             }
         }
     }
 
+    /// The answer has come whole: its connection is free for the next request.
+    fn end(&mut self, cx: &mut Context<'_>) {
+        if let Some((body, lease)) = self.source.take() {
+            drop(body);
+            lease.give_back(cx);
+        }
+        self.flight.whole();
+    }
+
     /// The next piece for the client.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<dyn Error + Send + Sync>>>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         loop {
             let piece = match ready!(self.poll_source(cx)) {
                 Some(Ok(piece)) => match &mut self.rewriter {
                     Some(rewriter) => rewriter.push(piece),
                     None => piece,
                 },
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Err(error)) => {
+                    // At an error the server closes the connection and forgets what it has not sent; at a pause it sends it.
+                    self.failed = Some(error);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 None => match self.rewriter.take() {
                     Some(mut rewriter) => rewriter.finish(),
                     None => return Poll::Ready(None),
