@@ -48,6 +48,45 @@ impl Drop for Share {
     }
 }
 
+/// Checks that a text that comes in pieces is UTF-8.
+#[derive(Debug, Default)]
+struct Utf8 {
+    /// The beginning of a character that goes on in the next piece.
+    begun: [u8; 4],
+    length: usize,
+}
+
+impl Utf8 {
+    /// Whether it still is, with this piece.
+    fn feed(&mut self, mut piece: &[u8]) -> bool {
+        while self.length > 0 {
+            let Some((first, rest)) = piece.split_first() else { return true };
+            piece = rest;
+            self.begun[self.length] = *first;
+            self.length += 1;
+            match std::str::from_utf8(&self.begun[..self.length]) {
+                Ok(_) => self.length = 0,
+                Err(error) if error.error_len().is_some() || self.length == self.begun.len() => return false,
+                Err(_) => {}
+            }
+        }
+        match std::str::from_utf8(piece) {
+            Ok(_) => true,
+            Err(error) if error.error_len().is_none() => {
+                let rest = &piece[error.valid_up_to()..];
+                self.begun[..rest.len()].copy_from_slice(rest);
+                self.length = rest.len();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.length == 0
+    }
+}
+
 /// A whole request body, and where it names the model.
 #[derive(Debug)]
 pub(super) struct Collected {
@@ -65,7 +104,7 @@ impl Collected {
             return Err(GatewayError::TooLarge(limit));
         }
         let (mut pieces, mut tail, mut length) = (Vec::new(), BytesMut::new(), 0_usize);
-        let mut scanner = Scanner::default();
+        let (mut scanner, mut text) = (Scanner::default(), Utf8::default());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| failed(error.as_ref()))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -75,6 +114,9 @@ impl Collected {
             }
             share.take(data.len())?;
             scanner.feed(&data).map_err(|Malformed(why)| GatewayError::InvalidJson(why))?;
+            if !text.feed(&data) {
+                return Err(GatewayError::InvalidJson("it is not UTF-8"));
+            }
             if pieces.is_empty() && tail.is_empty() || data.len() >= SMALL {
                 if !tail.is_empty() {
                     pieces.push(tail.split().freeze());
@@ -86,6 +128,9 @@ impl Collected {
         }
         if !tail.is_empty() {
             pieces.push(tail.freeze());
+        }
+        if !text.is_whole() {
+            return Err(GatewayError::InvalidJson("it is not UTF-8"));
         }
         let model = scanner.finish().map_err(|Malformed(why)| GatewayError::InvalidJson(why))?;
         Ok(Self { pieces, model, _share: share })
@@ -253,6 +298,30 @@ mod tests {
             assert_eq!(text(collected.pieces(None)), body);
             let replaced = text(collected.pieces(Some(&Bytes::from_static(b"\"longer-name\""))));
             assert_eq!(replaced, body.replace(r#""x\"y""#, "\"longer-name\""));
+        }
+    }
+
+    #[test]
+    fn characters_may_be_cut_but_not_broken() {
+        let check = |bytes: &[u8], cut: usize| {
+            let mut text = Utf8::default();
+            bytes.chunks(cut).all(|piece| text.feed(piece)) && text.is_whole()
+        };
+        let good = "a\u{e9}\u{20ac}\u{1f600}z\u{1f600}".as_bytes();
+        for cut in 1..=good.len() {
+            assert!(check(good, cut), "{cut}");
+            assert!(!check(&good[..good.len() - 1], cut), "{cut}: it ends within a character");
+            for bad in [
+                &b"a\xff"[..],
+                b"\xc3(",
+                b"\xe2\x82(",
+                b"\xf0\x9f\x98(",
+                b"\x80",
+                b"\xed\xa0\x80",
+                b"\xf8\x88\x80\x80\x80",
+            ] {
+                assert!(!check(bad, cut), "{bad:x?} {cut}");
+            }
         }
     }
 

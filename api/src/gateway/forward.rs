@@ -1,5 +1,6 @@
 //! A request to a model, from its body to the head of the answer.
 
+use std::error::Error;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use super::body::{Collected, GatewayBody, Pieces};
 use super::error::GatewayError;
 use super::origin::OriginError;
-use super::relay::Relay;
+use super::relay::{ProviderStalled, Relay};
 use super::rewrite::{Events, Object, Rewriter};
 use super::target::{Endpoint, Target};
 
@@ -59,7 +60,7 @@ impl Call {
     /// Asks the provider.
     pub async fn run(self) -> Result<Response<GatewayBody>, GatewayError> {
         let renamed = self.name != self.target.model_id;
-        let mut flight = self.target.tally.depart();
+        let flight = self.target.tally.depart();
         let asking = self.target.origin.ask(|| self.request(renamed));
         let asked = tokio::time::timeout(self.timeout, asking).await;
         let model = || self.target.name.clone();
@@ -77,14 +78,20 @@ impl Call {
             }
             return Err(refused(head.status, &head.headers, relay, &self.target.name).await);
         }
-        flight.answered();
         let rewriter = if renamed { rewriter(&head.headers, self.written.clone()) } else { None };
         let length = body.size_hint().exact();
         // The server does not even begin with a body of no length.
         let short = length == Some(0)
             || length.is_some_and(|length| length <= WHOLE_LIMIT) && matches!(rewriter, Some(Rewriter::Object(_)));
-        let relay = Relay::new(body, lease, rewriter, self.timeout, flight);
-        let body = if short { collect(relay, &self.target.name).await? } else { GatewayBody::relay(relay) };
+        let mut relay = Relay::new(body, lease, rewriter, self.timeout, flight);
+        let body = if short {
+            let whole = collect(&mut relay, &self.target.name).await?;
+            relay.answered();
+            GatewayBody::full(whole)
+        } else {
+            relay.answered();
+            GatewayBody::relay(relay)
+        };
         Ok(passed(head.status, &head.headers, body))
     }
 
@@ -122,14 +129,21 @@ fn rewriter(headers: &HeaderMap, written: Bytes) -> Option<Rewriter> {
 }
 
 /// A short answer as a whole.
-async fn collect(mut relay: Relay, model: &str) -> Result<GatewayBody, GatewayError> {
+async fn collect(relay: &mut Relay, model: &str) -> Result<Bytes, GatewayError> {
     let mut whole = BytesMut::new();
     while let Some(piece) = poll_fn(|cx| relay.poll_piece(cx)).await {
-        let why = "its answer ended too early".to_owned();
-        let broken = |_| GatewayError::Unreachable { model: model.to_owned(), why };
-        whole.extend_from_slice(&piece.map_err(broken)?);
+        whole.extend_from_slice(&piece.map_err(|error| broken(error.as_ref(), model))?);
     }
-    Ok(GatewayBody::full(whole.freeze()))
+    Ok(whole.freeze())
+}
+
+/// An answer that did not come whole.
+fn broken(error: &(dyn Error + 'static), model: &str) -> GatewayError {
+    let model = model.to_owned();
+    if error.is::<ProviderStalled>() {
+        return GatewayError::TimedOut(model);
+    }
+    GatewayError::Unreachable { model, why: "its answer ended too early".to_owned() }
 }
 
 /// What a provider says that does not answer the question.

@@ -39,6 +39,11 @@ impl Relay {
         Self { source: Some((body, lease)), rewriter, idle, waiting: None, timer: None, failed: None, flight }
     }
 
+    /// Counts the request as answered: the client gets what comes from here.
+    pub fn answered(&mut self) {
+        self.flight.answered();
+    }
+
     /// The next piece as it came.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<dyn Error + Send + Sync>>>> {
         let Some((body, lease)) = &mut self.source else { return Poll::Ready(None) };

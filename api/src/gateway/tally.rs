@@ -136,16 +136,16 @@ impl Flight {
 
     /// The answer has ended too early.
     pub fn cut(&mut self) {
+        if self.answered && !self.landed {
+            self.counts.cut.inc();
+        }
         self.landed = true;
-        self.counts.cut.inc();
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if self.answered && !self.landed {
-            self.counts.cut.inc();
-        }
+        self.cut();
         self.counts.in_flight.dec();
     }
 }

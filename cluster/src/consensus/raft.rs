@@ -36,6 +36,9 @@ use crate::wire::raft_server::RaftServer;
 /// The longest command, in bytes as encoded.
 pub const MAX_COMMAND: usize = 16 * 1024;
 
+/// How long a write that was done elsewhere is waited for here.
+const APPLY_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long writing a snapshot may take.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -279,7 +282,13 @@ impl Consensus {
         loop {
             let left = deadline.saturating_duration_since(Moment::now());
             let error = match self.attempt(&command, left).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    // Whoever has its answer finds it done on the node that it asked. One that lags behind the others by
+                    // more than this is not waited for: the write is done.
+                    let reached = self.published.reached(answer.index);
+                    let _ = tokio::time::timeout(APPLY_LIMIT.min(left), reached).await;
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
             let again = match &error {

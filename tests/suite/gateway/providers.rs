@@ -238,17 +238,45 @@ fn a_model_that_can_not_be_called_says_why() {
     assert_eq!(place.upstream.requests(), 0);
 }
 
+/// The gateways count what they serve, so the counts of a node say whether it was the one that asked the provider.
 #[test]
-fn a_loopback_address_of_one_node_is_called_by_that_node_only() {
-    let (fleet, upstream) = (Fleet::start_nodes(2, &[]), Upstream::new());
-    let _ = register(&fleet.admin(), "there", &json!({"baseUrl": upstream.url("/v1"), "nodeId": 2}));
-    let users: Vec<_> = fleet.nodes().iter().map(|node| Api::new(&node.api).with_key(&fleet.gateway_key)).collect();
-    wait_for(SOON, "the model to be known", || (users[1].post(CHAT, &chat("there")).status == 200).then_some(()));
+fn a_loopback_address_of_one_node_is_called_by_that_node_whoever_is_asked() {
+    let (fleet, upstream) = (Fleet::start_nodes(3, &[]), Upstream::new());
+    let _ = register(
+        &fleet.admin(),
+        "there",
+        &json!({"baseUrl": upstream.url("/v1"), "nodeId": 2, "modelId": "theirs", "apiKey": "the-providers-own"}),
+    );
+    let (users, admins): (Vec<_>, Vec<_>) = fleet
+        .nodes()
+        .iter()
+        .map(|node| Api::new(&node.api))
+        .map(|api| (api.clone().with_key(&fleet.gateway_key), api.with_key(&fleet.admin_token)))
+        .unzip();
+    for (index, user) in users.iter().enumerate() {
+        wait_for(SOON, "the model to be known", || {
+            (ids(&user.get("/v1/models").expect(200).body) == ["there"]).then_some(())
+        });
+        let told = user.post(CHAT, &chat("there")).expect(200);
+        assert_eq!(told.body["model"], "there", "through node {}: {told}", index + 1);
+    }
+    assert_eq!(upstream.requests(), 3);
+    for request in upstream.received() {
+        assert_eq!(request.header("authorization"), "Bearer the-providers-own");
+        assert_eq!(request.header("muster-model"), "", "what the gateways tell each other stays between them");
+        assert_eq!(request.json()["model"], "theirs");
+    }
+    let served = |admin: &Api| {
+        let text = admin.get("/metrics").expect(200).text;
+        let line = "muster_gateway_requests_total{model=\"there\",status=\"200\"} ";
+        text.lines().find_map(|found| found.strip_prefix(line)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    assert_eq!(admins.iter().map(served).collect::<Vec<_>>(), [1, 3, 1]);
+
+    // What the provider says when it fails is told as if it had been asked from here.
+    upstream.answer(Answer::json(429, &json!({"error": {"message": "slow down", "type": "x", "code": 429}})));
     let told = users[0].post(CHAT, &chat("there"));
-    assert!(told.is_openai_error(501, "provider_not_supported").message().contains("another node"), "{told}");
-    assert_eq!(ids(&users[1].get("/v1/models").expect(200).body), ["there"]);
-    assert_eq!(ids(&users[0].get("/v1/models").expect(200).body), [""; 0]);
-    assert_eq!(upstream.requests(), 1);
+    assert!(told.is_openai_error(429, "rate_limit_exceeded").message().contains("slow down"), "{told}");
 }
 
 #[test]
