@@ -99,8 +99,8 @@ async fn get(State(state): State<ApiState>, read: Read) -> Result<Response, ApiE
     let fleet = view.fleet()?.unwrap_or_default();
     let voters: BTreeSet<_> = status.voters.iter().flatten().copied().collect();
     let body = ClusterBody {
-        fleet_id: member.identity.fleet.to_string(),
-        node: reference(view, member.identity.node)?,
+        fleet_id: member.replica.identity.fleet.to_string(),
+        node: reference(view, member.replica.identity.node)?,
         role: match status.role {
             Role::Leader { .. } => "leader",
             Role::Voter => "voter",

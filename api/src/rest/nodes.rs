@@ -69,7 +69,7 @@ impl NodeRead {
             name: facts.name,
             ip_address,
             port,
-            status: if id == member.identity.node { "online" } else { "unknown" },
+            status: if id == member.replica.identity.node { "online" } else { "unknown" },
             role,
             version: facts.version,
             created_at: time(row.created_ms),

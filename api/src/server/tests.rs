@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::listen::{AcceptFailures, PAUSE};
 use super::*;
@@ -88,16 +89,17 @@ fn router(gate: &Gate) -> Router {
 struct Server {
     address: SocketAddr,
     gate: Gate,
-    stop: CancellationToken,
+    ending: Ending,
     task: JoinHandle<()>,
 }
 
 impl Server {
     async fn start(limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, gate, stop) = (listener.local_addr().unwrap(), Gate::new(), CancellationToken::new());
-        let task = tokio::spawn(serve_tcp(listener, router(&gate), limits, stop.clone()));
-        Self { address, gate, stop, task }
+        let (address, gate, ending) = (listener.local_addr().unwrap(), Gate::new(), Ending::default());
+        let part = ending.part(Some(|path| path != "/hold"));
+        let task = tokio::spawn(serve_tcp(listener, router(&gate), limits, part));
+        Self { address, gate, ending, task }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -158,16 +160,16 @@ async fn a_request_over_a_unix_socket_sees_its_user() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let uid = folder.path().metadata().unwrap().uid();
-    let stop = CancellationToken::new();
+    let ending = Ending::default();
     let listener = UnixListener::bind(&path).unwrap();
-    let task = tokio::spawn(serve_unix(listener, router(&Gate::new()), patient(), stop.clone()));
+    let task = tokio::spawn(serve_unix(listener, router(&Gate::new()), patient(), ending.part(None)));
 
     let mut client = within(UnixStream::connect(&path)).await.unwrap();
     client.write_all(GET).await.unwrap();
     let answer = answer(&mut client).await;
     assert!(answer.ends_with(&format!("{:?}", Peer::Local { uid: Some(uid) })), "{answer}");
 
-    stop.cancel();
+    ending.stop();
     within(task).await.unwrap();
     assert_eq!(rest(&mut client).await, "");
     assert!(within(UnixStream::connect(&path)).await.is_err());
@@ -276,7 +278,7 @@ async fn the_stop_lets_a_request_finish_and_takes_no_more() {
     let mut busy = server.send(HOLD).await;
     server.gate.entered().await;
 
-    server.stop.cancel();
+    server.ending.stop();
     assert_eq!(rest(&mut idle).await, "");
     assert!(within(TcpStream::connect(server.address)).await.is_err(), "the listener is still open");
     assert!(!server.task.is_finished());
@@ -293,7 +295,7 @@ async fn the_stop_is_heard_at_the_connection_limit() {
     let mut client = server.send(GET).await;
     answer(&mut client).await;
     let mut waiting = server.send(GET).await;
-    server.stop.cancel();
+    server.ending.stop();
     within(server.task).await.unwrap();
     assert_eq!(rest(&mut waiting).await, "");
 }
@@ -304,7 +306,7 @@ async fn the_stop_drops_what_outlasts_the_grace() {
     let mut client = server.send(HOLD).await;
     server.gate.entered().await;
     let begun = Instant::now();
-    server.stop.cancel();
+    server.ending.stop();
     within(server.task).await.unwrap();
     assert!(begun.elapsed() >= SHORT, "after {:?}", begun.elapsed());
     assert!(server.gate.dropped.is_cancelled());
@@ -356,7 +358,7 @@ async fn a_panic_costs_its_own_connection() {
     let mut client = server.send(b"GET /panic HTTP/1.1\r\nhost: test\r\n\r\n").await;
     assert_eq!(rest(&mut client).await, "");
     server.assert_serves().await;
-    server.stop.cancel();
+    server.ending.stop();
     within(server.task).await.unwrap();
 }
 
