@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use muster_api::server::{Ending, Limits, serve_nodes, serve_unix};
-use muster_api::{
-    ApiOptions, ApiState, Environment, Gateway, GatewayOptions, Phase, Worker, is_gateway_path, service,
-};
+use muster_api::{ApiOptions, ApiState, Environment, Gateway, GatewayOptions, Phase, Worker, is_gateway_path, service};
 use muster_cluster::sealing::SecretText;
 use muster_cluster::transport::PeerConnection;
 use tokio::net::UnixListener;

@@ -63,15 +63,15 @@ enum End {
     TakeBack,
 }
 
-/// The clients, and who may take them over.
-pub struct Front {
+/// What is open to clients and to successors.
+pub struct Reception {
     clients: Clients,
     door: Option<Door>,
 }
 
 impl Life {
     /// Begins to accept clients, and successors.
-    pub fn open(&self) -> Result<Front, Failure> {
+    pub fn open(&self) -> Result<Reception, Failure> {
         let clients = Clients::start(&self.desk, &self.listeners)?;
         let offer = Offer { addresses: self.addresses, phase: self.phase.subscribe() };
         let open = |listener: &std::os::unix::net::UnixListener| Door::open(listener.try_clone()?, offer);
@@ -79,18 +79,18 @@ impl Life {
         let door = door.map_err(|error| Failure::other(format!("no successor could be heard: {error}")))?;
         let Addresses { api, proxy, mesh } = self.addresses;
         tracing::info!(address = %api, %proxy, %mesh, data = %self.values.data_dir.display(), "the API listens");
-        Ok(Front { clients, door })
+        Ok(Reception { clients, door })
     }
 
     /// Lives it. Whoever has promised to serve keeps the promise once it does.
-    pub async fn run(mut self, front: Option<Front>, promise: Option<Promise>) -> Result<(), Failure> {
-        let (mut front, mut promise, mut taken_back) = (front, promise, false);
+    pub async fn run(mut self, reception: Option<Reception>, promise: Option<Promise>) -> Result<(), Failure> {
+        let (mut reception, mut promise, mut taken_back) = (reception, promise, false);
         loop {
             let node = tokio::select! {
                 node = self.start(taken_back) => node,
                 () = self.stop.clone().cancelled_owned() => {
                     tracing::info!("stopping before it has started");
-                    self.close(front).await;
+                    self.close(reception).await;
                     return Ok(());
                 }
             };
@@ -106,20 +106,20 @@ impl Life {
                     if let Some(promise) = promise {
                         promise.break_off(&failure.to_string()).await;
                     }
-                    self.close(front).await;
+                    self.close(reception).await;
                     return Err(failure);
                 }
             };
-            if front.is_none() {
+            if reception.is_none() {
                 find_leader(&node).await;
             }
             self.phase.send_replace(Phase::Member(Member::of(&node)));
-            let now = match front.take() {
-                Some(front) => Ok(front),
+            let now = match reception.take() {
+                Some(reception) => Ok(reception),
                 None => self.open(),
             };
-            let mut now = match now.and_then(|front| self.own_files().map(|()| front)) {
-                Ok(front) => front,
+            let mut now = match now.and_then(|reception| self.own_files().map(|()| reception)) {
+                Ok(reception) => reception,
                 Err(failure) => {
                     let closed = node.shutdown().await.map_err(failed);
                     if let Some(promise) = promise {
@@ -177,10 +177,10 @@ impl Life {
     }
 
     /// Serves until it is told to stop, can not go on, or a successor takes over.
-    async fn serve(&mut self, node: Node, mut front: Front) -> End {
+    async fn serve(&mut self, node: Node, mut reception: Reception) -> End {
         loop {
             let candidate = async {
-                match &mut front.door {
+                match &mut reception.door {
                     Some(door) => door.candidate().await,
                     None => std::future::pending().await,
                 }
@@ -195,7 +195,7 @@ impl Life {
                     Ok(())
                 }
                 mut candidate = candidate => match self.prepare(&node, &mut candidate).await {
-                    Ok(()) => return self.hand_over(node, front, candidate).await,
+                    Ok(()) => return self.hand_over(node, reception, candidate).await,
                     // The successor notices that this process ends, and starts by itself.
                     Err(_) if self.stop.is_cancelled() => continue,
                     Err(why) => {
@@ -205,26 +205,26 @@ impl Life {
                     }
                 },
             };
-            return self.end(node, front, outcome).await;
+            return self.end(node, reception, outcome).await;
         }
     }
 
     /// Stops everything.
-    async fn end(&mut self, node: Node, front: Front, outcome: Result<(), Failure>) -> End {
+    async fn end(&mut self, node: Node, reception: Reception, outcome: Result<(), Failure>) -> End {
         let why = outcome.as_ref().err().map_or_else(|| "it is stopping".to_owned(), ToString::to_string);
-        self.close(Some(front)).await;
+        self.close(Some(reception)).await;
         self.phase.send_replace(Phase::Stopped(why));
         let closed = node.shutdown().await.map_err(failed);
         End::Done(outcome.and(closed))
     }
 
     /// Lets the requests under way finish.
-    async fn close(&mut self, front: Option<Front>) {
+    async fn close(&mut self, reception: Option<Reception>) {
         // While its listener is there, nobody else takes the place of a file.
         if let Some(files) = self.files.take() {
             files.remove();
         }
-        let clients: Vec<_> = self.leaving.drain(..).chain(front.map(|front| front.clients)).collect();
+        let clients: Vec<_> = self.leaving.drain(..).chain(reception.map(|reception| reception.clients)).collect();
         clients.iter().for_each(Clients::stop);
         for clients in clients {
             clients.ended().await;
@@ -250,20 +250,20 @@ impl Life {
     }
 
     /// Hands the node over, or takes it back.
-    async fn hand_over(&mut self, node: Node, front: Front, mut candidate: Candidate) -> End {
+    async fn hand_over(&mut self, node: Node, reception: Reception, mut candidate: Candidate) -> End {
         let stop = self.stop.clone();
         let begun = Instant::now();
         tokio::select! {
-            () = front.clients.drain(node.close_mesh()) => {}
+            () = reception.clients.drain(node.close_mesh()) => {}
             () = stop.cancelled() => {
                 tracing::info!("stopping; the successor starts by itself");
                 drop(candidate);
-                return self.end(node, front, Ok(())).await;
+                return self.end(node, reception, Ok(())).await;
             }
         }
         tracing::info!(took = ?begun.elapsed(), "clients wait for the successor");
         self.phase.send_replace(Phase::HandedOver(Member::of(&node).replica));
-        let Front { clients, door } = front;
+        let Reception { clients, door } = reception;
         if let Err(error) = node.shutdown().await {
             tracing::error!(%error, "the data could not be closed in an orderly way; the successor may notice more");
         }

@@ -36,9 +36,7 @@ impl Workers {
     ///
     /// # Errors
     /// When there can be no more threads, or a listener can not be used.
-    pub fn start<A: HttpService, B: HttpService>(
-        shares: Vec<(Share<A>, Share<B>)>,
-    ) -> Result<Self, Failure> {
+    pub fn start<A: HttpService, B: HttpService>(shares: Vec<(Share<A>, Share<B>)>) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::other(format!("no threads for clients: {error}"));
         let mut threads = Vec::new();
         for (first, second) in shares {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use load::{Load, Stream};
 use muster_tests::api::{Api, try_send};
-use muster_tests::fleet::{Home, Node, Outcome, PATIENCE, outcome};
+use muster_tests::fleet::{Home, Outcome, PATIENCE, outcome};
 use muster_tests::process::{Process, Signal, wait_for};
 use serde_json::{Value, json};
 use upstream::Upstream;
@@ -162,14 +162,20 @@ fn leader(machines: &[Machine]) -> usize {
     })
 }
 
-/// A model behind this upstream and a key with which it can be called.
-fn offer(machine: &Machine, upstream: &Upstream) -> String {
+/// A model behind this upstream and a key with which it can be called, once all machines know them.
+fn offer(machines: &[Machine], upstream: &Upstream) -> String {
+    let machine = &machines[0];
     let model = json!({
         "name": "told", "provider": "openai-compatible", "modelId": "told", "baseUrl": upstream.base_url()
     });
     let _ = machine.api().post("/api/models", &model).expect(201);
     let key = machine.api().post("/api/credentials", &json!({"kind": "gateway", "label": "load"})).expect(201);
-    key.body["key"].as_str().expect("a key").to_owned()
+    let key = key.body["key"].as_str().expect("a key").to_owned();
+    for machine in machines {
+        let api = machine.api().with_key(&key);
+        wait_for(PATIENCE, "the model to be known", || (api.get("/v1/models/told").status == 200).then_some(()));
+    }
+    key
 }
 
 fn ended_well(process: &mut Process) {
@@ -201,7 +207,7 @@ fn assert_written_once(machine: &Machine, mut acknowledged: Vec<String>) {
 fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
     let upstream = Upstream::start();
     let mut machines = fleet_of_three();
-    let key = offer(&machines[0], &upstream);
+    let key = offer(&machines, &upstream);
     let nodes: Vec<_> = machines.iter().map(|machine| format!("http://{}", machine.api)).collect();
     for (turn, what) in ["the leader", "a follower"].into_iter().enumerate() {
         let load = Load::start(&nodes, ADMIN, &key, turn);
@@ -209,12 +215,12 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
         let leader_before = leader(&machines);
         let replaced = if turn == 0 { leader_before } else { (leader_before + 1) % 3 };
         let stream = Stream::open(&nodes[replaced], &key);
+        let before = machines[replaced].home.log().len();
         let begun = Instant::now();
         let mut old = machines[replaced].hand_over();
         let took = begun.elapsed();
-        if turn == 0 {
-            assert_ne!(leader(&machines), replaced, "it has handed the lead over");
-        }
+        let led = machines[replaced].said(before, "another node leads");
+        assert_eq!(led, turn == 0, "a leader hands the lead over before it goes");
         load.await_progress();
         assert!(old.ended().is_none(), "it is still at the stream");
         upstream.finish();
@@ -227,8 +233,6 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
             machine.ready();
         }
         upstream.again();
-        let before = machines[replaced].home.log().matches("another node leads").count();
-        assert_eq!(before, usize::from(turn == 0), "only a leader hands the lead over");
         for machine in &machines {
             let written: Vec<_> = report.written().iter().map(|name| format!("model {name}")).collect();
             let found = names(machine);
@@ -241,7 +245,7 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
 fn a_fleet_of_one_is_replaced_again_and_again_and_requests_only_wait() {
     let upstream = Upstream::start();
     let mut machine = Machine::start("node-1", &["--bootstrap"]);
-    let key = offer(&machine, &upstream);
+    let key = offer(std::slice::from_ref(&machine), &upstream);
     let load = Load::start(&[format!("http://{}", machine.api)], ADMIN, &key, 0);
     for turn in 0..3 {
         load.await_progress();
@@ -266,7 +270,7 @@ fn a_fleet_of_one_is_replaced_again_and_again_and_requests_only_wait() {
 fn a_successor_that_dies_with_the_sockets_leaves_a_node_that_serves() {
     let upstream = Upstream::start();
     let mut machine = Machine::start("node-1", &["--bootstrap"]);
-    let key = offer(&machine, &upstream);
+    let key = offer(std::slice::from_ref(&machine), &upstream);
     let node = format!("http://{}", machine.api);
     let load = Load::start(std::slice::from_ref(&node), ADMIN, &key, 0);
     load.await_progress();
@@ -385,7 +389,7 @@ fn a_process_that_ends_in_mid_handover_leaves_a_node_that_starts() {
 fn streams_outlive_several_handovers_and_end_with_their_time() {
     let upstream = Upstream::start();
     let mut machine = Machine::start("node-1", &["--bootstrap"]);
-    let key = offer(&machine, &upstream);
+    let key = offer(std::slice::from_ref(&machine), &upstream);
     let node = format!("http://{}", machine.api);
     let first = Stream::open(&node, &key);
     let mut oldest = machine.hand_over();

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection of a draining server may be idle.
-const QUIET: Duration = Duration::from_secs(1);
+pub(super) const QUIET: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether all holds are gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -63,7 +63,7 @@ impl Ending {
         }
     }
 
-    fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         let parts = self.0.parts.lock().unwrap_or_else(PoisonError::into_inner);
         parts.iter().map(|holds| holds.load(Ordering::Acquire)).sum()
     }

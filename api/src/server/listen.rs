@@ -77,7 +77,12 @@ impl Listen for Askers {
     fn rest(self) -> Vec<(PeerConnection, Peer)> {
         let mut connections = self.0.into_inner();
         let next = || connections.try_recv().ok();
-        std::iter::from_fn(next).map(|connection| { let peer = Peer::Node(connection.node); (connection, peer) }).collect()
+        std::iter::from_fn(next)
+            .map(|connection| {
+                let peer = Peer::Node(connection.node);
+                (connection, peer)
+            })
+            .collect()
     }
 }
 

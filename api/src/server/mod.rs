@@ -289,12 +289,8 @@ fn with_peer<S: HttpService>(
     peer: Peer,
     idle: Duration,
     activity: Arc<Activity>,
-) -> impl hyper::service::Service<
-    Request<Incoming>,
-    Response = Response<Counted<S::Body>>,
-    Error = Infallible,
-    Future: Send,
-> + Send
+) -> impl hyper::service::Service<Request<Incoming>, Response = Response<Counted<S::Body>>, Error = Infallible, Future: Send>
++ Send
 + 'static {
     hyper::service::service_fn(move |request: Request<Incoming>| {
         let answering = activity.begin(request.uri().path());

@@ -34,7 +34,9 @@ use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
 use crate::sealing::{HolderKey, Keyring};
 use crate::state::{Damaged, FEATURE_LEVELS, Row};
 use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
-use crate::transport::{Authority, Channels, Check, Gate, Mesh, PeerConnection, Registered, Registry, TlsIdentity, serve};
+use crate::transport::{
+    Authority, Channels, Check, Gate, Mesh, PeerConnection, Registered, Registry, TlsIdentity, serve,
+};
 
 /// How long a node may take to catch up with what it knew before it was restarted.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(5);

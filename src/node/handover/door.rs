@@ -71,7 +71,9 @@ async fn answer(listener: tokio::net::UnixListener, offer: Offer, to_node: mpsc:
         match receive(stream, &offer, &busy).await {
             Ok(Some(candidate)) => drop(to_node.send(candidate).await),
             Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "somebody on the handover socket said nothing that could be understood"),
+            Err(error) => {
+                tracing::debug!(%error, "somebody on the handover socket said nothing that could be understood")
+            }
         }
     }
 }
@@ -94,7 +96,9 @@ async fn receive(mut stream: UnixStream, offer: &Offer, busy: &Arc<AtomicBool>) 
             Some(why) => why,
         }
     } else {
-        format!("the running process speaks protocol {PROTOCOL} of the handover, not {protocol}; stop it, then start this one")
+        format!(
+            "the running process speaks protocol {PROTOCOL} of the handover, not {protocol}; stop it, then start this one"
+        )
     };
     tracing::warn!(why = refused, "a successor is refused");
     say(&mut stream, &Reply::Refused { why: refused }, SAY_LIMIT).await?;
@@ -103,13 +107,12 @@ async fn receive(mut stream: UnixStream, offer: &Offer, busy: &Arc<AtomicBool>) 
 
 /// The feature level of the fleet, or why the node can not be taken over now.
 fn level(phase: &watch::Receiver<Phase>) -> Result<u32, String> {
-    let starting = "the running process is still starting; try again when it is ready";
     match &*phase.borrow() {
         Phase::Member(member) => {
             let fleet = member.consensus.local().fleet().map_err(|error| error.to_string())?;
             Ok(fleet.map_or(0, |fleet| fleet.feature_level))
         }
-        Phase::Starting => Err(starting.to_owned()),
+        Phase::Starting => Err("the running process is still starting; try again when it is ready".to_owned()),
         Phase::Unconfigured => {
             Err("the running process belongs to no fleet yet; stop it, then start this one".to_owned())
         }
