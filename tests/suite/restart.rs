@@ -224,7 +224,7 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
         load.await_progress();
         assert!(old.ended().is_none(), "it is still at the stream");
         upstream.finish();
-        stream.is_whole();
+        stream.ends_whole();
         ended_well(&mut old);
         let report = load.stop();
         println!("{what} was replaced in {took:?}; {report}");
@@ -295,7 +295,7 @@ fn a_successor_that_dies_with_the_sockets_leaves_a_node_that_serves() {
     let mut old = machine.hand_over();
     load.await_progress();
     upstream.finish();
-    stream.is_whole();
+    stream.ends_whole();
     ended_well(&mut old);
     let report = load.stop();
     println!("{report}");
@@ -402,8 +402,8 @@ fn streams_outlive_several_handovers_and_end_with_their_time() {
     oldest.terminate();
     machine.await_log(before, "stopping");
     upstream.finish();
-    first.is_whole();
-    second.is_whole();
+    first.ends_whole();
+    second.ends_whole();
     ended_well(&mut oldest);
     ended_well(&mut older);
     upstream.again();
@@ -417,7 +417,7 @@ fn streams_outlive_several_handovers_and_end_with_their_time() {
     let mut old = machine.hand_over();
     ended_well(&mut old);
     assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
-    cut.is_cut();
+    cut.ends_cut();
     upstream.finish();
     // With nobody to take over from, it starts as usual.
     machine.process.kill();

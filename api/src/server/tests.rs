@@ -395,7 +395,7 @@ async fn time_to_answer(errors: VecDeque<io::Error>) -> Duration {
     let address = listener.local_addr().unwrap();
     let listener = Failing { listener, errors: Mutex::new(errors) };
     let begun = Instant::now();
-    let task = tokio::spawn(serve(listener, router(&Gate::new()), patient(), CancellationToken::new()));
+    let task = tokio::spawn(serve(listener, router(&Gate::new()), patient(), Ending::default().part(None)));
     let mut client = within(TcpStream::connect(address)).await.unwrap();
     client.write_all(GET).await.unwrap();
     assert!(answer(&mut client).await.contains("200 OK"));

@@ -175,14 +175,14 @@ impl Stream {
 
     /// Reads it to its end.
     #[track_caller]
-    pub fn is_whole(self) {
+    pub fn ends_whole(self) {
         let (count, whole) = self.rest();
         assert!(whole, "it ended after {count} pieces");
     }
 
     /// Reads as far as it goes.
     #[track_caller]
-    pub fn is_cut(self) {
+    pub fn ends_cut(self) {
         let (count, whole) = self.rest();
         assert!(!whole, "it was whole, with {count} pieces");
     }
