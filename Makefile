@@ -16,6 +16,7 @@ test:
 # Figures, as ratios side by side in one run.
 bench:
 	@tests/prepare build
+	cargo build --release --bin muster
 	cargo bench --package muster-tests
 
 # One fault, many times: make soak FAULT=power-cut RUNS=100 SEED=1

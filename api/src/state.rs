@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use muster_cluster::consensus::Consensus;
+use muster_cluster::membership::Gossip;
 use muster_cluster::node::{Identity, Node};
 use muster_cluster::sealing::Keyring;
 use muster_cluster::state::Published;
@@ -48,6 +49,8 @@ pub struct Replica {
     pub identity: Identity,
     /// Its ways to other nodes.
     pub channels: Arc<Channels>,
+    /// What it has heard of them.
+    pub gossip: Gossip,
 }
 
 impl Member {
@@ -61,6 +64,7 @@ impl Member {
                 keyring: node.keyring().clone(),
                 identity: node.identity().clone(),
                 channels: Arc::clone(node.channels()),
+                gossip: node.gossip().clone(),
             },
         }
     }

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod consensus;
 pub mod ids;
 pub mod leader;
+pub mod membership;
 pub mod node;
 pub mod sealing;
 pub mod state;

@@ -162,7 +162,7 @@ impl Life {
         self.phase.send_replace(Phase::Starting);
         let deadline = Instant::now() + TAKE_BACK_LIMIT;
         loop {
-            let mesh = self.listeners.mesh.try_clone().map_err(failed)?;
+            let mesh = self.listeners.mesh().map_err(failed)?;
             match Node::start(self.options.clone(), mesh).await {
                 Ok(node) => return Ok(Some(node)),
                 Err(StartError::Open(OpenError::InUse(_))) if taken_back => {

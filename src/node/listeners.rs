@@ -3,6 +3,8 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 
+use muster_cluster::node::MeshSockets;
+
 use super::socket::{self, Socket, SocketFile};
 use crate::config::Values;
 use crate::exit::Failure;
@@ -30,7 +32,7 @@ pub struct Listeners {
     /// The OpenAI-compatible surface alone.
     pub proxy: TcpListener,
     /// The other nodes.
-    pub mesh: TcpListener,
+    pub mesh: MeshSockets,
     /// The administrator's socket in the data directory.
     pub local: UnixListener,
     /// Where a successor asks for all of these; none if there can not be one.
@@ -90,8 +92,19 @@ impl Listeners {
         };
         let api = bind("API", values.api)?;
         let proxy = bind("proxy", values.proxy)?;
-        let mesh = bind("mesh", values.mesh)?;
+        let failed =
+            |error: std::io::Error| Failure::other(format!("the mesh can not listen on {}: {error}", values.mesh));
+        let mesh = MeshSockets::bind(values.mesh).map_err(failed)?;
+        rustix::net::listen(&mesh.calls, BACKLOG).map_err(|error| failed(error.into()))?;
         Ok(Self { api, proxy, mesh, local, handover })
+    }
+
+    /// The mesh's, for a node to start over.
+    ///
+    /// # Errors
+    /// When there can be no more handles.
+    pub fn mesh(&self) -> std::io::Result<MeshSockets> {
+        Ok(MeshSockets { calls: self.mesh.calls.try_clone()?, gossip: self.mesh.gossip.try_clone()? })
     }
 
     /// Where they listen.
@@ -102,7 +115,7 @@ impl Listeners {
         let address = |listener: &TcpListener| {
             listener.local_addr().map_err(|error| Failure::other(format!("a listener has no address: {error}")))
         };
-        Ok(Addresses { api: address(&self.api)?, proxy: address(&self.proxy)?, mesh: address(&self.mesh)? })
+        Ok(Addresses { api: address(&self.api)?, proxy: address(&self.proxy)?, mesh: address(&self.mesh.calls)? })
     }
 }
 

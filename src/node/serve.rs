@@ -7,6 +7,7 @@ use muster_api::{Member, Phase};
 use muster_cluster::clock::SystemClock;
 use muster_cluster::consensus::Timing;
 use muster_cluster::leader::{Membership, Retention};
+use muster_cluster::membership::Profile;
 use muster_cluster::node::{JoinToken, NodeOptions};
 use muster_cluster::rows::NodeFacts;
 use muster_cluster::state::FEATURE_LEVELS;
@@ -75,6 +76,7 @@ pub fn node_options(values: &Values, addresses: Addresses, runtimes: &Runtimes) 
             max_level: *FEATURE_LEVELS.end(),
         },
         timing: Timing::default(),
+        gossip: Profile::default(),
         clock: Arc::new(SystemClock),
         duties: vec![Arc::new(Retention::default()), Arc::new(Membership)],
         runtime: runtimes.raft.handle().clone(),

@@ -162,18 +162,29 @@ fn leader(machines: &[Machine]) -> usize {
     })
 }
 
-/// A model behind this upstream and a key with which it can be called, once all machines know them.
+/// The model that the gateway of this node calls, whichever is asked.
+fn told_by(node: usize) -> String {
+    format!("told by {node}")
+}
+
+/// Models behind this upstream and a key with which they can be called, once all machines know them.
 fn offer(machines: &[Machine], upstream: &Upstream) -> String {
     let machine = &machines[0];
-    let model = json!({
+    let mut model = json!({
         "name": "told", "provider": "openai-compatible", "modelId": "told", "baseUrl": upstream.base_url()
     });
     let _ = machine.api().post("/api/models", &model).expect(201);
+    for node in 1..=machines.len() {
+        (model["name"], model["nodeId"]) = (json!(told_by(node)), json!(node));
+        let _ = machine.api().post("/api/models", &model).expect(201);
+    }
     let key = machine.api().post("/api/credentials", &json!({"kind": "gateway", "label": "load"})).expect(201);
     let key = key.body["key"].as_str().expect("a key").to_owned();
     for machine in machines {
         let api = machine.api().with_key(&key);
-        wait_for(PATIENCE, "the model to be known", || (api.get("/v1/models/told").status == 200).then_some(()));
+        wait_for(PATIENCE, "the model to be known", || {
+            (api.get(&format!("/v1/models/told%20by%20{}", machines.len())).status == 200).then_some(())
+        });
     }
     key
 }
@@ -197,7 +208,7 @@ fn names(machine: &Machine) -> Vec<String> {
 /// What was acknowledged is there once, and nothing else is.
 fn assert_written_once(machine: &Machine, mut acknowledged: Vec<String>) {
     let mut found = names(machine);
-    found.retain(|name| name != "told");
+    found.retain(|name| !name.starts_with("told"));
     found.sort();
     acknowledged.sort();
     assert!(found == acknowledged, "{} found, {} acknowledged", found.len(), acknowledged.len());
@@ -214,7 +225,12 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
         load.await_progress();
         let leader_before = leader(&machines);
         let replaced = if turn == 0 { leader_before } else { (leader_before + 1) % 3 };
-        let stream = Stream::open(&nodes[replaced], &key);
+        let streams = [
+            Stream::open(&nodes[replaced], &key, "told"),
+            // Two that pass through two gateways, one of which is replaced.
+            Stream::open(&nodes[replaced], &key, &told_by((replaced + 1) % 3 + 1)),
+            Stream::open(&nodes[(replaced + 1) % 3], &key, &told_by(replaced + 1)),
+        ];
         let before = machines[replaced].home.log().len();
         let begun = Instant::now();
         let mut old = machines[replaced].hand_over();
@@ -224,7 +240,7 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
         load.await_progress();
         assert!(old.ended().is_none(), "it is still at the stream");
         upstream.finish();
-        stream.ends_whole();
+        streams.into_iter().for_each(Stream::ends_whole);
         ended_well(&mut old);
         let report = load.stop();
         println!("{what} was replaced in {took:?}; {report}");
@@ -274,13 +290,13 @@ fn a_successor_that_dies_with_the_sockets_leaves_a_node_that_serves() {
     let node = format!("http://{}", machine.api);
     let load = Load::start(std::slice::from_ref(&node), ADMIN, &key, 0);
     load.await_progress();
-    let stream = Stream::open(&node, &key);
+    let stream = Stream::open(&node, &key, "told");
     for word in [None, Some(json!({"failed": {"why": "only a test"}})), Some(json!("nonsense"))] {
         let before = machine.home.log().len();
         let mut successor = machine.greet(&machine.hello());
         assert!(hear(&mut successor).expect("an answer")["accepted"].is_object());
         let table = hear(&mut successor).expect("a table");
-        assert_eq!(table["sockets"]["sockets"].as_array().map(Vec::len), Some(5), "{table}");
+        assert_eq!(table["sockets"]["sockets"].as_array().map(Vec::len), Some(6), "{table}");
         let mut byte = [0];
         successor.read_exact(&mut byte).expect("the sockets come with a byte");
         if let Some(word) = &word {
@@ -391,9 +407,9 @@ fn streams_outlive_several_handovers_and_end_with_their_time() {
     let mut machine = Machine::start("node-1", &["--bootstrap"]);
     let key = offer(std::slice::from_ref(&machine), &upstream);
     let node = format!("http://{}", machine.api);
-    let first = Stream::open(&node, &key);
+    let first = Stream::open(&node, &key, "told");
     let mut oldest = machine.hand_over();
-    let second = Stream::open(&node, &key);
+    let second = Stream::open(&node, &key, "told");
     let mut older = machine.hand_over();
     assert!(oldest.ended().is_none() && older.ended().is_none(), "both are at their streams");
     machine.ready();
@@ -412,7 +428,7 @@ fn streams_outlive_several_handovers_and_end_with_their_time() {
     let mut old = std::mem::replace(&mut machine.process, impatient);
     ended_well(&mut old);
     machine.ready();
-    let cut = Stream::open(&node, &key);
+    let cut = Stream::open(&node, &key, "told");
     let begun = Instant::now();
     let mut old = machine.hand_over();
     ended_well(&mut old);

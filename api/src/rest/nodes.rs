@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use muster_cluster::ids::NodeId;
+use muster_cluster::membership::Liveness;
 use muster_cluster::rows::Node;
 use muster_cluster::state::Stored;
 use serde::Serialize;
@@ -28,7 +29,8 @@ pub struct NodeRead {
     ip_address: String,
     /// The port of its API.
     port: u16,
-    /// `online`, or `unknown` for a node that this one has no word of.
+    /// `online`, `degraded` (it has not answered of late), `critical` (it does not answer), or `unknown` for a node that this
+    /// one has never heard.
     #[schema(example = "online")]
     status: &'static str,
     /// What it does in the fleet: `leader`, `voter` or `standby`.
@@ -43,6 +45,19 @@ pub struct NodeRead {
     /// The version of this record: what `ETag` says.
     #[serde(rename = "modIndex")]
     mod_index: u64,
+}
+
+/// How this node sees another.
+fn status_of(member: &Member, id: NodeId) -> &'static str {
+    if id == member.replica.identity.node {
+        return "online";
+    }
+    match member.replica.gossip.roster().node(id).map(|heard| heard.liveness) {
+        Some(Liveness::Alive) => "online",
+        Some(Liveness::Suspect) => "degraded",
+        Some(Liveness::Down) => "critical",
+        None => "unknown",
+    }
 }
 
 /// Host and port of an address as a node reports it.
@@ -69,7 +84,7 @@ impl NodeRead {
             name: facts.name,
             ip_address,
             port,
-            status: if id == member.replica.identity.node { "online" } else { "unknown" },
+            status: status_of(member, id),
             role,
             version: facts.version,
             created_at: time(row.created_ms),

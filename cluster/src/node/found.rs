@@ -147,7 +147,8 @@ async fn found_here(options: NodeOptions, founding: FoundingOptions) -> Result<F
     let tls_key = TlsIdentity::public_key(&keys.tls)?;
     identity.certificate = authority.sign(identity.node, &tls_key, SystemTime::now())?;
     let (gateway_key, recovery) = (generate_key()?, HolderKey::generate()?);
-    let keyring = Keyring::new(fleet, [DataKey::generate(1)?]).with_authority(1, authority.key());
+    let keyring = Keyring::new(fleet, [DataKey::generate(1)?]);
+    let keyring = keyring.with_authority(1, authority.key()).with_gossip(DataKey::generate(1)?);
     let own = keyring.wrap_all(&keys.holder.public())?;
     let own = own.into_iter().map(|key| WrappedKey { holder: identity.node.0, ..key });
     let command = Bootstrap {

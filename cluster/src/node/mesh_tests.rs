@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use std::net::TcpListener;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
-use super::{FoundingOptions, Identity, JoinError, JoinToken, Node, NodeOptions, StartError, found, join};
+use super::{FoundingOptions, Identity, JoinError, JoinToken, MeshSockets, Node, NodeOptions, StartError, found, join};
 use crate::clock::SystemClock;
 use crate::consensus::{Role, Timing, Transferred};
 use crate::ids::NodeId;
 use crate::leader::{Membership, Retention};
+use crate::membership::Profile;
 use crate::rows::{
     CreateCredential, CredentialFields, JoinKey, NodeFacts, Origin, Settings, UpdateSettings, answer::Outcome,
     command::Body, credential_fields::Kind,
@@ -23,16 +23,17 @@ use crate::state::key_hash;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn options(directory: &Path, name: &str, mesh: &TcpListener) -> NodeOptions {
+fn options(directory: &Path, name: &str, mesh: &MeshSockets) -> NodeOptions {
     NodeOptions {
         directory: directory.to_owned(),
         facts: NodeFacts {
             name: name.to_owned(),
-            mesh: mesh.local_addr().expect("an address").to_string(),
+            mesh: mesh.calls.local_addr().expect("an address").to_string(),
             max_level: 1,
             ..NodeFacts::default()
         },
         timing: Timing::Lan,
+        gossip: Profile::default(),
         clock: Arc::new(SystemClock),
         duties: vec![Arc::new(Retention::default()), Arc::new(Membership)],
         runtime: Handle::current(),
@@ -61,9 +62,9 @@ impl Fleet {
     async fn founded() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let mut fleet = Self { directory, nodes: Vec::new(), addresses: Vec::new() };
-        let mesh = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mesh = MeshSockets::bind(([127, 0, 0, 1], 0).into()).expect("a port");
         found(options(&fleet.path(0), "node 0", &mesh), FoundingOptions::default()).await.expect("is founded");
-        fleet.addresses.push(mesh.local_addr().expect("an address").to_string());
+        fleet.addresses.push(mesh.calls.local_addr().expect("an address").to_string());
         fleet.start(0, mesh).await;
         fleet
     }
@@ -72,7 +73,7 @@ impl Fleet {
         self.directory.path().join(index.to_string())
     }
 
-    async fn start(&mut self, index: usize, mesh: TcpListener) {
+    async fn start(&mut self, index: usize, mesh: MeshSockets) {
         let name = format!("node {index}");
         let node = Node::start(options(&self.path(index), &name, &mesh), mesh).await.expect("starts");
         self.nodes.resize_with(self.nodes.len().max(index + 1), || None);
@@ -80,7 +81,7 @@ impl Fleet {
     }
 
     async fn restart(&mut self, index: usize) {
-        let mesh = TcpListener::bind(&self.addresses[index]).expect("its port again");
+        let mesh = MeshSockets::bind(self.addresses[index].parse().expect("an address")).expect("its port again");
         self.start(index, mesh).await;
     }
 
@@ -108,10 +109,10 @@ impl Fleet {
 
     async fn join(&mut self, through: usize, token: &JoinToken) -> Result<(), JoinError> {
         let index = self.nodes.len();
-        let mesh = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mesh = MeshSockets::bind(([127, 0, 0, 1], 0).into()).expect("a port");
         let options = options(&self.path(index), &format!("node {index}"), &mesh);
         join(&options, &[self.addresses[through].clone()], token).await?;
-        self.addresses.push(mesh.local_addr().expect("an address").to_string());
+        self.addresses.push(mesh.calls.local_addr().expect("an address").to_string());
         self.start(index, mesh).await;
         Ok(())
     }
@@ -233,7 +234,7 @@ async fn a_token_that_is_wrong_expired_or_used_up_lets_nobody_in() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_gives_itself_a_new_certificate_when_it_starts() {
     let directory = tempfile::tempdir().expect("a directory");
-    let mesh = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mesh = MeshSockets::bind(([127, 0, 0, 1], 0).into()).expect("a port");
     found(options(directory.path(), "node", &mesh), FoundingOptions::default()).await.expect("is founded");
     let identity = || Identity::load(directory.path()).expect("readable").expect("a member");
     // As good as one that has expired.
@@ -310,7 +311,7 @@ async fn a_node_that_has_lost_its_log_does_not_come_back_as_itself() {
         std::fs::remove_dir_all(fleet.path(1).join(part)).expect("goes");
     }
     std::fs::remove_file(fleet.path(1).join("floor")).expect("goes");
-    let mesh = TcpListener::bind(&fleet.addresses[1]).expect("its port again");
+    let mesh = MeshSockets::bind(fleet.addresses[1].parse().expect("an address")).expect("its port again");
     match Node::start(options(&fleet.path(1), "node 1", &mesh), mesh).await {
         Err(StartError::OtherStore { .. }) => {}
         Err(other) => panic!("{other}"),

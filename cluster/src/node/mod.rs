@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,9 +30,10 @@ use crate::clock::Clock;
 use crate::consensus::{Consensus, Options, Timing, answer_reads};
 use crate::ids::StoreId;
 use crate::leader::{Duty, lead};
+use crate::membership::{self, Facts, Gossip, GossipOptions, Profile};
 use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
 use crate::sealing::{HolderKey, Keyring};
-use crate::state::{Damaged, FEATURE_LEVELS, Row};
+use crate::state::{Damaged, FEATURE_LEVELS, Row, View};
 use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
 use crate::transport::{
     Authority, Channels, Check, Gate, Mesh, PeerConnection, Registered, Registry, TlsIdentity, serve,
@@ -51,11 +52,42 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long stopping waits for others to let go of the data directory.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 
+/// How often a node tells how far it has come.
+const PROGRESS: Duration = Duration::from_secs(10);
+
 /// How many connections of other nodes' gateways wait for whoever serves them.
 const ASKERS: usize = 64;
 
 /// How long to wait before trying again what failed.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Where the other nodes reach a node: one port, twice.
+#[derive(Debug)]
+pub struct MeshSockets {
+    /// Calls.
+    pub calls: std::net::TcpListener,
+    /// Gossip.
+    pub gossip: std::net::UdpSocket,
+}
+
+impl MeshSockets {
+    /// Listens there. Port 0 takes one that is free for both.
+    ///
+    /// # Errors
+    /// When the address is taken, or is not this machine's.
+    pub fn bind(address: std::net::SocketAddr) -> std::io::Result<Self> {
+        let mut tries = 0;
+        loop {
+            let calls = std::net::TcpListener::bind(address)?;
+            match std::net::UdpSocket::bind(calls.local_addr()?) {
+                Ok(gossip) => return Ok(Self { calls, gossip }),
+                // Somebody has the other half of the port that was found free.
+                Err(error) if address.port() != 0 || tries == 16 => return Err(error),
+                Err(_) => tries += 1,
+            }
+        }
+    }
+}
 
 /// What a node needs from outside.
 #[derive(Clone)]
@@ -66,6 +98,8 @@ pub struct NodeOptions {
     pub facts: NodeFacts,
     /// How patient it is.
     pub timing: Timing,
+    /// How patient its gossip is.
+    pub gossip: Profile,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
     /// What it does when it leads.
@@ -115,6 +149,9 @@ pub enum StartError {
     /// The mesh listener can not be used.
     #[error("the mesh listener can not be used: {0}")]
     Listener(#[source] std::io::Error),
+    /// Gossip can not begin.
+    #[error("gossip can not begin: {0}")]
+    Gossip(#[source] std::io::Error),
     /// The task that starts it has failed.
     #[error("starting was interrupted: {0}")]
     Interrupted(String),
@@ -128,6 +165,8 @@ pub struct Node {
     channels: Arc<Channels>,
     askers: Mutex<Option<mpsc::Receiver<PeerConnection>>>,
     gate: Gate,
+    gossip: Gossip,
+    facts: watch::Sender<Facts>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -149,13 +188,14 @@ impl Node {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(options: NodeOptions, mesh: std::net::TcpListener) -> Result<Self, StartError> {
+    pub async fn start(options: NodeOptions, mesh: MeshSockets) -> Result<Self, StartError> {
         let runtime = options.runtime.clone();
         let starting = runtime.spawn(Self::start_here(options, mesh));
         starting.await.map_err(|error| StartError::Interrupted(error.to_string()))?
     }
 
-    async fn start_here(options: NodeOptions, mesh: std::net::TcpListener) -> Result<Self, StartError> {
+    async fn start_here(options: NodeOptions, mesh: MeshSockets) -> Result<Self, StartError> {
+        let MeshSockets { calls: mesh, gossip: datagrams } = mesh;
         // It belongs to the runtime that this runs on from here.
         let mesh =
             mesh.set_nonblocking(true).and_then(|()| TcpListener::from_std(mesh)).map_err(StartError::Listener)?;
@@ -189,6 +229,19 @@ impl Node {
         let mut services = consensus.services(&Check { registered: Arc::clone(&registered) });
         let (joining, registry) = (identity.clone(), Arc::clone(&registered));
         services.add_service(JoinService::server(Arc::clone(&consensus), keyring.clone(), joining, registry));
+        let NodeFacts { api, proxy, mesh: own_mesh, version, .. } = options.facts.clone();
+        let (facts, told) = watch::channel(Facts { api, proxy, mesh: own_mesh, version, ..Facts::default() });
+        let gossiping = GossipOptions {
+            socket: datagrams,
+            directory: directory.clone(),
+            registered: Arc::clone(&registered),
+            keyring: keyring.clone(),
+            profile: options.gossip,
+            clock: Arc::clone(&options.clock),
+            facts: told,
+        };
+        let (gossip, gossiping) = membership::begin(gossiping, stop.clone()).map_err(StartError::Gossip)?;
+        tasks.spawn(gossiping);
         let router = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
@@ -208,8 +261,9 @@ impl Node {
         tasks.spawn(lead(Arc::clone(&consensus), options.duties, stop.clone()));
         let report = report(Arc::clone(&consensus), identity.clone(), options.facts);
         tasks.spawn(until(stop.clone(), report));
+        tasks.spawn(until(stop.clone(), tell_progress(Arc::clone(&consensus), facts.clone())));
         let askers = Mutex::new(Some(askers));
-        Ok(Self { consensus, keyring, identity, channels, askers, gate, stop, tasks })
+        Ok(Self { consensus, keyring, identity, channels, askers, gate, gossip, facts, stop, tasks })
     }
 
     /// The replicated log and state.
@@ -246,6 +300,17 @@ impl Node {
     /// connections that are open go on.
     pub async fn close_mesh(&self) {
         self.gate.close().await;
+    }
+
+    /// What it has heard of the others.
+    #[must_use]
+    pub fn gossip(&self) -> &Gossip {
+        &self.gossip
+    }
+
+    /// Tells the others that it takes no new work and is about to go.
+    pub fn drain(&self) {
+        self.facts.send_modify(|facts| facts.draining = true);
     }
 
     /// Waits until the node can not go on, and returns why.
@@ -356,6 +421,15 @@ async fn renew(tls: Arc<TlsIdentity>, keyring: Keyring, identity: Identity, dire
             }
         };
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Tells the others now and then how far this node has come.
+async fn tell_progress(consensus: Arc<Consensus>, facts: watch::Sender<Facts>) {
+    loop {
+        let applied = consensus.published().with(View::index);
+        facts.send_if_modified(|facts| std::mem::replace(&mut facts.applied_index, applied) != applied);
+        tokio::time::sleep(PROGRESS).await;
     }
 }
 

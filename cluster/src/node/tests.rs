@@ -12,12 +12,14 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::{
-    Founding, FoundingError, FoundingOptions, Identity, IdentityError, Node, NodeOptions, Stage, StartError, found,
+    Founding, FoundingError, FoundingOptions, Identity, IdentityError, MeshSockets, Node, NodeOptions, Stage,
+    StartError, found,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::consensus::Timing;
 use crate::ids::{ModelId, NodeId, Office};
 use crate::leader::{Duty, Retention};
+use crate::membership::Profile;
 use crate::rows::credential_fields::Kind;
 use crate::rows::{
     Answer, Command, ConsoleKey, CreateCredential, CreateModel, CredentialFields, GatewayKey, ModelFields, NodeFacts,
@@ -38,14 +40,15 @@ fn options(directory: &Path) -> NodeOptions {
         directory: directory.to_owned(),
         facts: NodeFacts { name: "a node".to_owned(), ..NodeFacts::default() },
         timing: Timing::Lan,
+        gossip: Profile::default(),
         clock: Arc::new(SystemClock),
         duties: vec![retention],
         runtime: Handle::current(),
     }
 }
 
-fn listener() -> std::net::TcpListener {
-    std::net::TcpListener::bind("127.0.0.1:0").expect("a port")
+fn listener() -> MeshSockets {
+    MeshSockets::bind(([127, 0, 0, 1], 0).into()).expect("a port")
 }
 
 async fn founded(directory: &Path) -> Founding {

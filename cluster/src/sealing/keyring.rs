@@ -27,11 +27,14 @@ struct Keys {
     data: BTreeMap<u32, DataKey>,
     /// The private key of the certificate authority, newest version last.
     ca: BTreeMap<u32, Zeroizing<Vec<u8>>>,
+    /// What gossip is sealed with.
+    gossip: BTreeMap<u32, DataKey>,
 }
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} data keys, {} keys of the authority", self.data.len(), self.ca.len())
+        let (data, ca, gossip) = (self.data.len(), self.ca.len(), self.gossip.len());
+        write!(f, "{data} data keys, {ca} keys of the authority, {gossip} of gossip")
     }
 }
 
@@ -44,7 +47,7 @@ impl Keyring {
     #[must_use]
     pub fn new(fleet: FleetId, data: impl IntoIterator<Item = DataKey>) -> Self {
         let data = data.into_iter().map(|key| (key.version, key)).collect();
-        Self { fleet, keys: Arc::new(ArcSwap::from_pointee(Keys { data, ca: BTreeMap::new() })) }
+        Self { fleet, keys: Arc::new(ArcSwap::from_pointee(Keys { data, ..Keys::default() })) }
     }
 
     /// The same keyring with a key of the certificate authority (PKCS#8).
@@ -54,6 +57,24 @@ impl Keyring {
         keys.ca.insert(version, key);
         self.keys.store(Arc::new(keys));
         self
+    }
+
+    /// The same keyring with a key for gossip.
+    #[must_use]
+    pub fn with_gossip(self, key: DataKey) -> Self {
+        let mut keys = Keys::clone(&self.keys.load());
+        keys.gossip.insert(key.version, key);
+        self.keys.store(Arc::new(keys));
+        self
+    }
+
+    /// The newest key for gossip, if this node holds one, and a key by its version.
+    pub(crate) fn gossip_key(&self, version: Option<u32>) -> Option<DataKey> {
+        let keys = self.keys.load();
+        match version {
+            None => keys.gossip.last_key_value().map(|(_, key)| key.clone()),
+            Some(version) => keys.gossip.get(&version).cloned(),
+        }
     }
 
     /// The newest private key of the certificate authority, if this node holds one.
@@ -71,7 +92,9 @@ impl Keyring {
         let data =
             keys.data.values().map(|key| wrap(self.fleet, KeyKind::Data, key.version, key.bytes.as_ref(), public));
         let ca = keys.ca.iter().map(|(version, key)| wrap(self.fleet, KeyKind::Ca, *version, key, public));
-        data.chain(ca).collect()
+        let gossip =
+            keys.gossip.values().map(|key| wrap(self.fleet, KeyKind::Gossip, key.version, key.bytes.as_ref(), public));
+        data.chain(ca).chain(gossip).collect()
     }
 
     /// Takes over the keys that the replicated state has for this node. A key that is there already is not unwrapped again.
@@ -85,13 +108,18 @@ impl Keyring {
         for wrapped in view.wrapped_keys(node)? {
             let version = wrapped.version;
             match wrapped.kind() {
-                KeyKind::Data => match known.data.get(&version).cloned().map_or_else(
-                    || unwrap(self.fleet, &wrapped, private).and_then(|bytes| DataKey::from_bytes(version, &bytes)),
-                    Ok,
-                ) {
-                    Ok(key) => drop(keys.data.insert(version, key)),
-                    Err(error) => outcome = Err(error.into()),
-                },
+                kind @ (KeyKind::Data | KeyKind::Gossip) => {
+                    let (known, keys) = match kind {
+                        KeyKind::Gossip => (&known.gossip, &mut keys.gossip),
+                        _ => (&known.data, &mut keys.data),
+                    };
+                    let made =
+                        || unwrap(self.fleet, &wrapped, private).and_then(|bytes| DataKey::from_bytes(version, &bytes));
+                    match known.get(&version).cloned().map_or_else(made, Ok) {
+                        Ok(key) => drop(keys.insert(version, key)),
+                        Err(error) => outcome = Err(error.into()),
+                    }
+                }
                 KeyKind::Ca => {
                     let known = known.ca.get(&version).cloned();
                     match known.map_or_else(|| unwrap(self.fleet, &wrapped, private), Ok) {

@@ -69,6 +69,16 @@ impl DataKey {
         Ok(Self { version, bytes: random()? })
     }
 
+    /// Which version of the fleet's key it is.
+    pub(crate) fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The key itself.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.bytes
+    }
+
     pub(super) fn from_bytes(version: u32, bytes: &[u8]) -> Result<Self, SealingError> {
         let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| SealingError::Malformed("data key"))?;
         Ok(Self { version, bytes: Zeroizing::new(bytes) })

@@ -5,10 +5,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use muster_cluster::node::MeshSockets;
 use muster_cluster::state::FEATURE_LEVELS;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    SendFlags, SocketType, recvmsg, sendmsg,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -95,15 +96,17 @@ pub enum Kind {
     Api,
     /// The proxy.
     Proxy,
-    /// The mesh.
+    /// The mesh: calls.
     Mesh,
+    /// The mesh: gossip.
+    Gossip,
     /// The administrator's, in the data directory.
     Local,
     /// The successor's, in the data directory.
     Handover,
 }
 
-const KINDS: [Kind; 5] = [Kind::Api, Kind::Proxy, Kind::Mesh, Kind::Local, Kind::Handover];
+const KINDS: [Kind; 6] = [Kind::Api, Kind::Proxy, Kind::Mesh, Kind::Gossip, Kind::Local, Kind::Handover];
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
@@ -150,7 +153,8 @@ pub async fn send_sockets(stream: &mut UnixStream, listeners: &Listeners, limit:
     let sockets: [BorrowedFd<'_>; KINDS.len()] = [
         listeners.api.as_fd(),
         listeners.proxy.as_fd(),
-        listeners.mesh.as_fd(),
+        listeners.mesh.calls.as_fd(),
+        listeners.mesh.gossip.as_fd(),
         listeners.local.as_fd(),
         handover.as_fd(),
     ];
@@ -196,7 +200,7 @@ pub async fn receive_sockets(stream: &mut UnixStream, table: &[Kind], limit: Dur
     };
     let sockets = within(limit, stream.async_io(Interest::READABLE, receive)).await?;
     let count = sockets.len();
-    let Ok([api, proxy, mesh, local, handover]) = <[OwnedFd; KINDS.len()]>::try_from(sockets) else {
+    let Ok([api, proxy, mesh, gossip, local, handover]) = <[OwnedFd; KINDS.len()]>::try_from(sockets) else {
         return Err(invalid(format!("{count} sockets have arrived instead of {}", KINDS.len())));
     };
     for socket in [&api, &proxy, &mesh, &local, &handover] {
@@ -204,10 +208,13 @@ pub async fn receive_sockets(stream: &mut UnixStream, table: &[Kind], limit: Dur
             return Err(invalid("one of the sockets does not listen"));
         }
     }
+    if rustix::net::sockopt::socket_type(&gossip)? != SocketType::DGRAM {
+        return Err(invalid("the socket for gossip takes no datagrams"));
+    }
     Ok(Listeners {
         api: api.into(),
         proxy: proxy.into(),
-        mesh: mesh.into(),
+        mesh: MeshSockets { calls: mesh.into(), gossip: gossip.into() },
         local: local.into(),
         handover: Some(handover.into()),
     })
@@ -248,7 +255,9 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_in_the_table_is_refused() {
         let (_old, mut new) = UnixStream::pair().expect("a pair");
-        for table in [&[][..], &KINDS[..4], &[Kind::Proxy, Kind::Api, Kind::Mesh, Kind::Local, Kind::Handover]] {
+        for table in
+            [&[][..], &KINDS[..5], &[Kind::Proxy, Kind::Api, Kind::Mesh, Kind::Gossip, Kind::Local, Kind::Handover]]
+        {
             assert!(receive_sockets(&mut new, table, LIMIT).await.is_err(), "{table:?}");
         }
     }

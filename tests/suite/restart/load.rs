@@ -24,7 +24,10 @@ fn client() -> Client {
 enum What {
     Write,
     Read,
+    /// Of a model that is called from here.
     Chat,
+    /// Of a model that another node's gateway calls.
+    Relay,
 }
 
 #[derive(Debug)]
@@ -49,8 +52,9 @@ impl Load {
     pub fn start(nodes: &[String], admin: &str, key: &str, turn: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut clients = Vec::new();
+        let count = nodes.len();
         for (index, node) in nodes.iter().enumerate() {
-            for what in [What::Write, What::Read, What::Chat] {
+            for what in [What::Write, What::Read, What::Chat, What::Relay] {
                 let (stop, progress) = (Arc::clone(&stop), Arc::new(AtomicUsize::new(0)));
                 let (node, admin, key) = (node.clone(), admin.to_owned(), key.to_owned());
                 let counted = Arc::clone(&progress);
@@ -65,7 +69,10 @@ impl Load {
                                 "name": format!("model {name}"), "provider": "openai", "modelId": "x"
                             })),
                             What::Read => http.get(format!("{node}/api/models?limit=1")).bearer_auth(&admin),
-                            What::Chat => chat(&http, &node, &key, false),
+                            What::Chat => chat(&http, &node, &key, "told", false),
+                            What::Relay => {
+                                chat(&http, &node, &key, &format!("told by {}", (index + 1) % count + 1), false)
+                            }
                         };
                         let begun = Instant::now();
                         match whole(request) {
@@ -124,8 +131,8 @@ impl fmt::Display for Report {
     }
 }
 
-fn chat(http: &Client, node: &str, key: &str, stream: bool) -> RequestBuilder {
-    let body = json!({"model": "told", "stream": stream, "messages": [{"role": "user", "content": "hello"}]});
+fn chat(http: &Client, node: &str, key: &str, model: &str, stream: bool) -> RequestBuilder {
+    let body = json!({"model": model, "stream": stream, "messages": [{"role": "user", "content": "hello"}]});
     http.post(format!("{node}/v1/chat/completions")).bearer_auth(key).body(body.to_string())
 }
 
@@ -141,8 +148,8 @@ pub struct Stream(BufReader<Response>);
 
 impl Stream {
     /// Asks for one and waits for its first piece.
-    pub fn open(node: &str, key: &str) -> Self {
-        let response = chat(&client(), node, key, true).send().expect("an answer");
+    pub fn open(node: &str, key: &str, model: &str) -> Self {
+        let response = chat(&client(), node, key, model, true).send().expect("an answer");
         assert!(response.status().is_success(), "{response:?}");
         let mut stream = Self(BufReader::new(response));
         assert_eq!(stream.next().as_deref(), Some("{\"count\":0}"));
