@@ -102,8 +102,11 @@ impl Clients {
         self.ending.drain();
         let _ = tokio::time::timeout(DRAIN, self.ending.released()).await;
         close_mesh.await;
-        self.ending.close();
-        if tokio::time::timeout(LAST_REQUESTS, self.ending.released()).await.is_err() {
+        let last_requests = async {
+            self.ending.close().await;
+            self.ending.released().await;
+        };
+        if tokio::time::timeout(LAST_REQUESTS, last_requests).await.is_err() {
             self.ending.abandon();
             let _ = tokio::time::timeout(LAST_WORDS, self.ending.released()).await;
         }

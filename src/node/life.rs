@@ -159,7 +159,9 @@ impl Life {
             Some(_) => {}
             None => wait_for_a_fleet(&self.options.directory, &self.phase).await?,
         }
-        self.phase.send_replace(Phase::Starting);
+        if !taken_back {
+            self.phase.send_replace(Phase::Starting);
+        }
         let deadline = Instant::now() + TAKE_BACK_LIMIT;
         loop {
             let mesh = self.listeners.mesh().map_err(failed)?;

@@ -27,7 +27,14 @@ struct Inner {
     close: CancellationToken,
     abandon: CancellationToken,
     stop: CancellationToken,
-    parts: Mutex<Vec<Arc<AtomicUsize>>>,
+    parts: Mutex<Vec<Arc<Count>>>,
+}
+
+/// What one server tells. It is not shared with others, so that servers on several cores do not meet there.
+struct Count {
+    listens: AtomicBool,
+    /// The connections that may still need the state.
+    holds: AtomicUsize,
 }
 
 /// The end of all servers of a node. Clones are the same.
@@ -41,9 +48,12 @@ impl Ending {
         self.0.drain.cancel();
     }
 
-    /// Accepts nothing more. A server that drains returns once its last connection has ended.
-    pub fn close(&self) {
+    /// Accepts nothing more, and waits until no server does. One that drains returns once its last connection has ended.
+    pub async fn close(&self) {
         self.0.close.cancel();
+        while self.any(|count| count.listens.load(Ordering::Acquire)) {
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Drops the connections that still hold the state (see [`Self::released`]).
@@ -58,32 +68,34 @@ impl Ending {
 
     /// Waits until no request that needs the state is under way, and no connection is open on which another could come.
     pub async fn released(&self) {
-        while self.held() > 0 {
+        while self.is_held() {
             sleep(LOOK_AGAIN).await;
         }
     }
 
-    pub(super) fn held(&self) -> usize {
-        let parts = self.0.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.iter().map(|holds| holds.load(Ordering::Acquire)).sum()
+    pub(super) fn is_held(&self) -> bool {
+        self.any(|count| count.holds.load(Ordering::Acquire) > 0)
+    }
+
+    fn any(&self, is: impl Fn(&Count) -> bool) -> bool {
+        self.0.parts.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|count| is(count))
     }
 
     /// The share of one server. `needs_state` tells by its path whether a request needs the node to run until the head of the
     /// answer is there; `None` if no request does.
     #[must_use]
     pub fn part(&self, needs_state: Option<fn(&str) -> bool>) -> Part {
-        let holds = Arc::default();
-        self.0.parts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&holds));
-        Part { ending: self.clone(), holds, needs_state }
+        let count = Arc::new(Count { listens: AtomicBool::new(true), holds: AtomicUsize::new(0) });
+        self.0.parts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&count));
+        Part { ending: self.clone(), count, needs_state }
     }
 }
 
-/// What one server needs to know of its end, and tells of its connections. Its count is its own, so that servers on several
-/// cores do not share it.
+/// What one server needs to know of its end, and tells of its connections.
 #[derive(Clone)]
 pub struct Part {
     ending: Ending,
-    holds: Arc<AtomicUsize>,
+    count: Arc<Count>,
     needs_state: Option<fn(&str) -> bool>,
 }
 
@@ -102,6 +114,11 @@ impl Part {
 
     pub(super) async fn stopped(&self) {
         self.ending.0.stop.cancelled().await;
+    }
+
+    /// The server accepts nothing more, and every connection that it has accepted is known here.
+    pub(super) fn no_longer_listens(&self) {
+        self.count.listens.store(false, Ordering::Release);
     }
 
     /// A connection that waits for its first request.
@@ -124,8 +141,8 @@ pub(super) struct Activity {
 impl Activity {
     fn hold(&self, holds: bool) {
         match (self.holds.swap(holds, Ordering::Relaxed), holds) {
-            (false, true) => drop(self.part.holds.fetch_add(1, Ordering::AcqRel)),
-            (true, false) => drop(self.part.holds.fetch_sub(1, Ordering::AcqRel)),
+            (false, true) => drop(self.part.count.holds.fetch_add(1, Ordering::AcqRel)),
+            (true, false) => drop(self.part.count.holds.fetch_sub(1, Ordering::AcqRel)),
             _ => {}
         }
     }
@@ -169,8 +186,9 @@ impl Answering {
         let last = activity.part.ending.0.draining.load(Ordering::Acquire);
         if last {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            // Otherwise it is held without a gap: another request may follow at once.
+            activity.hold(false);
         }
-        activity.hold(false);
         response.map(|body| Counted { body, _end: End { activity, last } })
     }
 }

@@ -149,6 +149,7 @@ async fn serve<L: Listen>(listener: L, service: impl HttpService, limits: Limits
                 for (io, peer) in listener.take().into_iter().flat_map(L::rest) {
                     serve_one(&mut open, io, peer);
                 }
+                part.no_longer_listens();
             }
             () = &mut abandoned, if !is_abandoned => {
                 is_abandoned = true;
@@ -161,6 +162,7 @@ async fn serve<L: Listen>(listener: L, service: impl HttpService, limits: Limits
         }
     }
     drop(listener);
+    part.no_longer_listens();
     open.finish(limits.grace).await;
 }
 

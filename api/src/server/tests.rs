@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -447,7 +447,7 @@ async fn draining_ends_busy_connections_with_their_next_answer_and_idle_ones_aft
     assert_eq!(rest(&mut idle).await, "");
     assert!(begun.elapsed() >= SHORT, "an idle client had {:?} to ask", begun.elapsed());
     assert!(!server.task.is_finished());
-    server.ending.close();
+    within(server.ending.close()).await;
     within(server.task).await.unwrap();
 }
 
@@ -461,7 +461,7 @@ async fn a_closed_server_leaves_connections_in_the_queue_for_whoever_comes_next(
     let first = Ending::default();
     let task = serve(&first);
     first.drain();
-    first.close();
+    within(first.close()).await;
     within(task).await.unwrap();
     let mut waiting = within(TcpStream::connect(address)).await.unwrap();
     waiting.write_all(GET).await.unwrap();
@@ -470,6 +470,19 @@ async fn a_closed_server_leaves_connections_in_the_queue_for_whoever_comes_next(
     assert!(answer(&mut waiting).await.contains("200 OK"));
     second.stop();
     within(task).await.unwrap();
+}
+
+#[tokio::test]
+async fn closing_lasts_until_what_was_accepted_in_the_last_moment_is_known() {
+    let server = Server::start(patient()).await;
+    server.assert_serves().await;
+    let closing = server.ending.close();
+    // The server has not run since, and may have something in its hands.
+    let mut closing = pin!(closing);
+    assert!(closing.as_mut().now_or_never().is_none());
+    within(closing).await;
+    assert!(within(TcpStream::connect(server.address)).await.is_err(), "the listener is still open");
+    within(server.task).await.unwrap();
 }
 
 #[tokio::test]
@@ -488,13 +501,13 @@ async fn the_state_is_held_by_what_may_need_it_and_by_nothing_else() {
     assert!(released(BOUND).await, "it does not need the state");
     let stalled = server.send(b"POST /body HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\n").await;
     within(async {
-        while server.ending.held() == 0 {
+        while !server.ending.is_held() {
             sleep(PAUSE).await
         }
     })
     .await;
     server.ending.drain();
-    server.ending.close();
+    within(server.ending.close()).await;
     assert!(!released(SHORT).await, "it does");
     server.ending.abandon();
     assert!(released(BOUND).await);
@@ -510,7 +523,7 @@ async fn a_client_whose_long_answer_did_not_say_so_may_ask_once_more() {
     let mut client = server.send(b"GET /slow HTTP/1.1\r\nhost: test\r\n\r\n").await;
     server.gate.entered().await;
     server.ending.drain();
-    server.ending.close();
+    within(server.ending.close()).await;
     // Longer than an idle connection is kept.
     sleep(QUIET + SHORT).await;
     server.gate.released.add_permits(1);
