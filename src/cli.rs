@@ -91,6 +91,15 @@ pub enum Command {
         /// Found a new fleet first, as `muster init` does. Refused when this machine belongs to one.
         #[arg(long, conflicts_with = "join")]
         bootstrap: bool,
+        /// Take the place of the process that serves this data directory, without a request that fails. If there is none,
+        /// start as usual.
+        ///
+        /// The running process makes another node the leader if it leads itself, lets requests finish, closes its data and
+        /// hands its listening sockets over; it goes on with answers that it has begun for at most `drain_seconds` (120)
+        /// and ends. If the new process fails before it serves, the old one goes on as before. Configuration may differ
+        /// in everything but the addresses.
+        #[arg(long, conflicts_with_all = ["join", "bootstrap"])]
+        take_over: bool,
         #[command(flatten)]
         join: JoinArguments,
     },

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::ClientArguments;
 use crate::exit::Failure;
-use crate::node::safe_socket_path;
+use crate::node::{Socket, safe_socket_path};
 
 /// How long a command waits for an answer. A write may take ten seconds until its outcome is unknown.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -34,7 +34,7 @@ impl Client {
     pub fn new(arguments: &ClientArguments, data_dir: &Path) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::other(format!("no connection can be made: {error}"));
         let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
-        let socket = if arguments.endpoint.is_none() { Some(safe_socket_path(data_dir)?) } else { None };
+        let socket = if arguments.endpoint.is_none() { Some(safe_socket_path(data_dir, Socket::Local)?) } else { None };
         let mut builder = Http::builder().timeout(LIMIT).no_proxy();
         if let Some(socket) = &socket {
             builder = builder.unix_socket(socket.clone());

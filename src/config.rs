@@ -1,5 +1,6 @@
 //! The configuration of this node: flags, environment, file and defaults, in this order, with the origin of every value.
 
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,9 @@ pub struct Values {
     pub body_limit: usize,
     /// The longest body of a request to a model, in bytes. 33554432.
     pub gateway_body_limit: usize,
+    /// How long a process that has been replaced (`muster serve --take-over`) finishes the answers that it has begun, in
+    /// seconds. 120.
+    pub drain_seconds: u64,
 }
 
 /// Whether a node wants to vote.
@@ -66,7 +70,7 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "data_dir",
     "log",
     "name",
@@ -79,6 +83,7 @@ const KEYS: [&str; 12] = [
     "insecure_http",
     "body_limit",
     "gateway_body_limit",
+    "drain_seconds",
 ];
 
 /// The bounds of `body_limit`.
@@ -86,6 +91,9 @@ const BODY_LIMITS: std::ops::RangeInclusive<usize> = 16 * 1024..=64 * 1024 * 102
 
 /// The bounds of `gateway_body_limit`.
 const GATEWAY_BODY_LIMITS: std::ops::RangeInclusive<usize> = 16 * 1024..=256 * 1024 * 1024;
+
+/// The bounds of `drain_seconds`.
+const DRAIN_SECONDS: std::ops::RangeInclusive<u64> = 0..=24 * 3600;
 
 /// The effective configuration and where it came from.
 #[derive(Debug)]
@@ -201,10 +209,11 @@ fn check_values(values: &Values) -> Result<(), String> {
         return Err(format!("advertise = {:?} is neither a host nor an address", values.advertise));
     }
     within("body_limit", values.body_limit, &BODY_LIMITS)?;
-    within("gateway_body_limit", values.gateway_body_limit, &GATEWAY_BODY_LIMITS)
+    within("gateway_body_limit", values.gateway_body_limit, &GATEWAY_BODY_LIMITS)?;
+    within("drain_seconds", values.drain_seconds, &DRAIN_SECONDS)
 }
 
-fn within(key: &str, value: usize, bounds: &std::ops::RangeInclusive<usize>) -> Result<(), String> {
+fn within<T: PartialOrd + Display>(key: &str, value: T, bounds: &std::ops::RangeInclusive<T>) -> Result<(), String> {
     if bounds.contains(&value) {
         return Ok(());
     }
@@ -220,7 +229,8 @@ fn read_file(file: &Path) -> Result<figment::providers::Data<Toml>, Failure> {
     }
 }
 
-fn defaults() -> Values {
+/// The values of everything that nobody has configured.
+pub fn defaults() -> Values {
     Values {
         data_dir: default_data_dir("muster"),
         log: "info,openraft=error".to_owned(),
@@ -234,6 +244,7 @@ fn defaults() -> Values {
         insecure_http: false,
         body_limit: 1024 * 1024,
         gateway_body_limit: 32 * 1024 * 1024,
+        drain_seconds: 120,
     }
 }
 

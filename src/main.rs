@@ -45,7 +45,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Dev(arguments) => commands::dev::run(arguments, &cli.node, output),
         Command::Init(_) => commands::serve::init(&config, output),
-        Command::Serve { bootstrap, join, .. } => commands::serve::run(&config, *bootstrap, join, output),
+        Command::Serve { bootstrap, take_over, join, .. } => {
+            let how = commands::serve::How { bootstrap: *bootstrap, take_over: *take_over };
+            commands::serve::run(&config, how, join, output)
+        }
         Command::Status => commands::client::status(&client()?, output),
         Command::Nodes => commands::client::nodes(&client()?, output),
         Command::Models(command) => commands::client::models(&client()?, command, output),

@@ -108,12 +108,12 @@ fn consensus(registry: &mut Registry, member: &Member) {
     let history = view.fingerprint().history;
     let hash = history.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes)) >> 11;
     gauge(registry, "state_hash", "The first 53 bits of the running hash at the applied index", hash);
-    let gossip = member.gossip.stats();
+    let gossip = member.replica.gossip.stats();
     gauge(registry, "gossip_datagrams_sent", "Datagrams of gossip sent", gossip.sent());
     gauge(registry, "gossip_datagrams_received", "Datagrams of gossip of this fleet received", gossip.received());
     gauge(registry, "gossip_datagrams_foreign", "Datagrams that did not open", gossip.foreign());
     gauge(registry, "gossip_datagrams_malformed", "Datagrams of this fleet that made no sense", gossip.malformed());
-    let roster = member.gossip.roster();
+    let roster = member.replica.gossip.roster();
     let alive = roster.nodes().filter(|(_, heard)| heard.liveness == Liveness::Alive).count();
     gauge(registry, "gossip_nodes_alive", "Other nodes that are heard", alive as u64);
     let log = member.consensus.log_stats();

@@ -231,13 +231,13 @@ const RETRY_PREFIX: &str = "muster-";
 const RETRY_NAME: &str = "retry key";
 
 fn seal_retry_key(member: &Member, key: &str) -> Option<String> {
-    let sealed = member.keyring.seal(RETRY_NAME, &SecretText::new(key.to_owned())).ok()?;
+    let sealed = member.replica.keyring.seal(RETRY_NAME, &SecretText::new(key.to_owned())).ok()?;
     Some(format!("{RETRY_PREFIX}{}", BASE64URL_NOPAD.encode(&sealed.encode_to_vec())))
 }
 
 fn open_retry_key(member: &Member, text: &str) -> Option<ClientSeq> {
     let sealed = Sealed::decode(BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.as_slice()).ok()?;
-    parse_retry_key(member.keyring.open(RETRY_NAME, &sealed).ok()?.reveal())
+    parse_retry_key(member.replica.keyring.open(RETRY_NAME, &sealed).ok()?.reveal())
 }
 
 /// An answer that is not of the kind that the command has.

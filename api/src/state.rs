@@ -6,6 +6,7 @@ use muster_cluster::consensus::Consensus;
 use muster_cluster::membership::Gossip;
 use muster_cluster::node::{Identity, Node};
 use muster_cluster::sealing::Keyring;
+use muster_cluster::state::Published;
 use muster_cluster::transport::Channels;
 use tokio::sync::watch;
 
@@ -22,6 +23,8 @@ pub enum Phase {
     Unconfigured,
     /// It belongs to a fleet and works.
     Member(Member),
+    /// Another process serves the node from now on. Requests to models that come here still are answered from what was known.
+    HandedOver(Replica),
     /// It can not go on.
     Stopped(String),
 }
@@ -31,6 +34,15 @@ pub enum Phase {
 pub struct Member {
     /// The replicated log and state.
     pub consensus: Arc<Consensus>,
+    /// What needs no stores.
+    pub replica: Replica,
+}
+
+/// The parts of a node that outlive its stores. The gateway needs no others.
+#[derive(Clone)]
+pub struct Replica {
+    /// The state as this node knows it.
+    pub published: Arc<Published>,
     /// The fleet's keys.
     pub keyring: Keyring,
     /// Who the node is.
@@ -47,10 +59,13 @@ impl Member {
     pub fn of(node: &Node) -> Self {
         Self {
             consensus: Arc::clone(node.consensus()),
-            keyring: node.keyring().clone(),
-            identity: node.identity().clone(),
-            channels: Arc::clone(node.channels()),
-            gossip: node.gossip().clone(),
+            replica: Replica {
+                published: Arc::clone(node.consensus().published()),
+                keyring: node.keyring().clone(),
+                identity: node.identity().clone(),
+                channels: Arc::clone(node.channels()),
+                gossip: node.gossip().clone(),
+            },
         }
     }
 }
@@ -109,10 +124,10 @@ impl ApiState {
         self.phase.borrow().clone()
     }
 
-    /// Asks the running node, or says why it does not run.
-    pub(crate) fn with_member<T>(&self, ask: impl FnOnce(&Member) -> T) -> Result<T, &'static str> {
+    /// Asks what this node knows, or says why it knows nothing.
+    pub(crate) fn with_replica<T>(&self, ask: impl FnOnce(&Replica) -> T) -> Result<T, &'static str> {
         match &*self.phase.borrow() {
-            Phase::Member(member) => Ok(ask(member)),
+            Phase::Member(Member { replica, .. }) | Phase::HandedOver(replica) => Ok(ask(replica)),
             Phase::Starting => Err("it is starting"),
             Phase::Unconfigured => Err(UNCONFIGURED),
             Phase::Stopped(_) => Err(STOPPED),
@@ -124,7 +139,14 @@ impl ApiState {
     /// # Errors
     /// When it does not run. Why it has stopped is not said: strangers get this error too, and the reason may name paths.
     pub fn member(&self) -> Result<Member, ApiError> {
-        self.with_member(Member::clone).map_err(|why| ApiError::NotReady(why.to_owned()))
+        let why = match &*self.phase.borrow() {
+            Phase::Member(member) => return Ok(member.clone()),
+            Phase::Starting => "it is starting",
+            Phase::Unconfigured => UNCONFIGURED,
+            Phase::HandedOver(_) => "another process has taken its place; ask again on a new connection",
+            Phase::Stopped(_) => STOPPED,
+        };
+        Err(ApiError::NotReady(why.to_owned()))
     }
 }
 

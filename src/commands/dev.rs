@@ -22,7 +22,7 @@ use crate::client::Client;
 use crate::config::{Config, Values, default_data_dir};
 use crate::exit::Failure;
 use crate::node::{
-    Addresses, JoinWish, Runtimes, Serving, found_fleet, own_directory, preset_token, serve, stop_on_signal,
+    Addresses, JoinWish, Runtimes, Serving, Start, found_fleet, own_directory, preset_token, serve, stop_on_signal,
 };
 use crate::output::{print, raw};
 
@@ -164,7 +164,7 @@ async fn start(
     let (members, new): (Vec<_>, Vec<_>) =
         nodes.into_iter().partition(|values| values.data_dir.join("node.json").exists());
     for values in members {
-        started.push((values.name.clone(), serve(values, None, runtimes, stop.clone()).await?));
+        started.push((values.name.clone(), serve(values, Start::default(), runtimes, stop.clone()).await?));
     }
     for (_, serving) in started.iter_mut() {
         serving.started().await?;
@@ -176,7 +176,8 @@ async fn start(
             wish = Some(invite(first).await?);
         }
         let name = values.name.clone();
-        let mut serving = serve(values, wish.clone(), runtimes, stop.clone()).await?;
+        let start = Start { join: wish.clone(), ..Start::default() };
+        let mut serving = serve(values, start, runtimes, stop.clone()).await?;
         // One after the other, so that the numbers that they get are those in their names.
         let outcome = serving.started().await;
         started.push((name, serving));
@@ -210,7 +211,7 @@ async fn invite(first: &Serving) -> Result<JoinWish, Failure> {
     let origin = Origin { principal: "local".to_owned(), source: "muster dev".to_owned(), ..Origin::default() };
     let command = Body::CreateCredential(CreateCredential { fields: Some(fields) });
     member.consensus.propose(origin, command).await.map_err(failed)?;
-    let token = JoinToken::new(&member.identity.ca_certificate, secret);
+    let token = JoinToken::new(&member.replica.identity.ca_certificate, secret);
     Ok(JoinWish { addresses: vec![first.addresses.mesh.to_string()], token })
 }
 

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::{JoinArguments, Output};
 use crate::config::Config;
 use crate::exit::Failure;
-use crate::node::{JoinWish, Runtimes, Secrets, found_fleet, preset_token, serve, stop_on_signal};
+use crate::node::{JoinWish, Runtimes, Secrets, Start, Succession, found_fleet, preset_token, serve, stop_on_signal};
 use crate::output::print_once;
 
 /// Makes this machine the first node of a new fleet.
@@ -49,18 +49,32 @@ fn wish(arguments: &JoinArguments) -> Result<Option<JoinWish>, Failure> {
     Ok(Some(JoinWish { addresses: arguments.join.clone(), token }))
 }
 
+/// What comes before serving.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// A fleet is founded.
+    pub bootstrap: bool,
+    /// The running process is replaced.
+    pub take_over: bool,
+}
+
 /// Runs the node of this machine.
-pub fn run(config: &Config, bootstrap: bool, join: &JoinArguments, output: Output) -> Result<(), Failure> {
+pub fn run(config: &Config, how: How, join: &JoinArguments, output: Output) -> Result<(), Failure> {
     let join = wish(join)?;
     let runtimes = Runtimes::start()?;
-    if bootstrap {
+    if how.bootstrap {
         show(&found_fleet(&config.values, &runtimes, preset_token()?)?, output)?;
     }
     let values = config.values.clone();
     let outcome = runtimes.http().block_on(async {
         let stop = CancellationToken::new();
         stop_on_signal(stop.clone())?;
-        serve(values, join, &runtimes, stop).await?.ended().await
+        let succession = if how.take_over { Succession::TakeOver } else { Succession::Offer };
+        match serve(values, Start { join, succession }, &runtimes, stop.clone()).await {
+            Ok(serving) => serving.ended().await,
+            Err(_) if stop.is_cancelled() => Ok(()),
+            Err(failure) => Err(failure),
+        }
     });
     runtimes.end();
     outcome

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 
 use muster_cluster::node::MeshSockets;
 
-use super::socket::{self, SocketFile};
+use super::socket::{self, Socket, SocketFile};
 use crate::config::Values;
 use crate::exit::Failure;
 
@@ -23,7 +23,8 @@ pub struct Addresses {
     pub mesh: SocketAddr,
 }
 
-/// The sockets of a node. They are bound once, and outlive whoever accepts from them.
+/// The sockets of a node. They are bound once, and outlive whoever accepts from them: a successor gets these, and never binds
+/// its own.
 #[derive(Debug)]
 pub struct Listeners {
     /// REST, `/v1`, pages.
@@ -34,24 +35,76 @@ pub struct Listeners {
     pub mesh: MeshSockets,
     /// The administrator's socket in the data directory.
     pub local: UnixListener,
-    /// Its file.
-    pub file: SocketFile,
+    /// Where a successor asks for all of these; none if there can not be one.
+    pub handover: Option<UnixListener>,
+}
+
+/// The files of a node's sockets.
+#[derive(Debug)]
+pub struct SocketFiles(Vec<SocketFile>);
+
+impl SocketFiles {
+    /// Removes them. To be called while the listeners are there: nobody else gets their inodes.
+    pub fn remove(self) {
+        self.0.into_iter().for_each(SocketFile::remove);
+    }
+
+    /// The files of sockets that this process has inherited.
+    ///
+    /// # Errors
+    /// When one is not there.
+    pub fn inherited(values: &Values) -> Result<Self, Failure> {
+        let files = [Socket::Local, Socket::Handover].map(|socket| SocketFile::inherited(&values.data_dir, socket));
+        files.into_iter().collect::<Result<_, _>>().map(Self)
+    }
 }
 
 impl Listeners {
-    /// Listens as the configuration says.
+    /// Listens as the configuration says, and for a successor if there can be one.
     ///
     /// # Errors
-    /// When an address is taken, or is not this machine's.
-    pub fn bind(values: &Values) -> Result<Self, Failure> {
+    /// When another process serves the data directory, an address is taken, or is not this machine's.
+    pub fn bind(values: &Values, with_successor: bool) -> Result<(Self, SocketFiles), Failure> {
+        // First: if another process has all of these, this is what says so best.
+        let (local, file) = socket::bind(&values.data_dir, Socket::Local)?;
+        let mut files = SocketFiles(vec![file]);
+        match Self::bind_others(values, local, with_successor, &mut files) {
+            Ok(listeners) => Ok((listeners, files)),
+            Err(failure) => {
+                files.remove();
+                Err(failure)
+            }
+        }
+    }
+
+    fn bind_others(
+        values: &Values,
+        local: UnixListener,
+        with_successor: bool,
+        files: &mut SocketFiles,
+    ) -> Result<Self, Failure> {
+        let handover = if with_successor {
+            let (listener, file) = socket::bind(&values.data_dir, Socket::Handover)?;
+            files.0.push(file);
+            Some(listener)
+        } else {
+            None
+        };
         let api = bind("API", values.api)?;
         let proxy = bind("proxy", values.proxy)?;
         let failed =
             |error: std::io::Error| Failure::other(format!("the mesh can not listen on {}: {error}", values.mesh));
         let mesh = MeshSockets::bind(values.mesh).map_err(failed)?;
         rustix::net::listen(&mesh.calls, BACKLOG).map_err(|error| failed(error.into()))?;
-        let (local, file) = socket::bind(&values.data_dir)?;
-        Ok(Self { api, proxy, mesh, local, file })
+        Ok(Self { api, proxy, mesh, local, handover })
+    }
+
+    /// The mesh's, for a node to start over.
+    ///
+    /// # Errors
+    /// When there can be no more handles.
+    pub fn mesh(&self) -> std::io::Result<MeshSockets> {
+        Ok(MeshSockets { calls: self.mesh.calls.try_clone()?, gossip: self.mesh.gossip.try_clone()? })
     }
 
     /// Where they listen.

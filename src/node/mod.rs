@@ -1,7 +1,10 @@
 //! A node of this process: its runtimes, its listeners, its life.
 
+mod clients;
 mod directory;
 mod found;
+mod handover;
+mod life;
 mod listeners;
 mod serve;
 mod signals;
@@ -11,6 +14,6 @@ mod workers;
 pub use directory::own_directory;
 pub use found::{Secrets, found_fleet, preset_token};
 pub use listeners::Addresses;
-pub use serve::{JoinWish, Runtimes, Serving, node_options, serve};
+pub use serve::{JoinWish, Runtimes, Serving, Start, Succession, node_options, serve};
 pub use signals::stop_on_signal;
-pub use socket::safe_socket_path;
+pub use socket::{Socket, safe_socket_path};

@@ -1,35 +1,34 @@
 //! Running a node until it is told to stop, or can not go on.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_api::server::{Limits, serve_nodes, serve_unix};
-use muster_api::{
-    ApiOptions, ApiState, Environment, Gateway, GatewayOptions, Member, Phase, UNCONFIGURED, Worker, service,
-};
+use muster_api::{Member, Phase};
 use muster_cluster::clock::SystemClock;
 use muster_cluster::consensus::Timing;
 use muster_cluster::leader::{Levels, Membership, Retention};
 use muster_cluster::membership::Profile;
-use muster_cluster::node::{self, Identity, JoinToken, MeshSockets, Node, NodeOptions, Stage};
+use muster_cluster::node::{JoinToken, NodeOptions};
 use muster_cluster::rows::NodeFacts;
-use muster_cluster::sealing::SecretText;
 use muster_cluster::state::FEATURE_LEVELS;
-use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::listeners::{Addresses, Listeners};
+use super::clients::Desk;
+use super::handover::{Inherited, Promise, take_over};
+use super::life::Life;
+use super::listeners::{Addresses, Listeners, SocketFiles};
 use super::own_directory;
-use super::workers::{self, Share, Workers};
 use crate::config::{AuthMode, NodeRole, Values};
 use crate::exit::Failure;
 
-/// How often a node that belongs to no fleet looks whether it does by now.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long the sockets of a process that has ended may take to be free.
+const FREE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long to wait before trying again to listen.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The threads of this process. Raft has its own, so that load on the API does not cost a heartbeat.
 pub struct Runtimes {
@@ -94,8 +93,25 @@ pub struct JoinWish {
     pub token: JoinToken,
 }
 
-fn failed(error: impl ToString) -> Failure {
-    Failure::other(error.to_string())
+/// What a process has to do with those before and after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Succession {
+    /// There is none before and none after.
+    #[default]
+    None,
+    /// It starts by itself, and hands over to a successor.
+    Offer,
+    /// It takes the place of the one that runs, and hands over to a successor.
+    TakeOver,
+}
+
+/// How a node starts.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// The fleet that it joins first.
+    pub join: Option<JoinWish>,
+    /// Who serves it before and after.
+    pub succession: Succession,
 }
 
 /// A node that serves.
@@ -134,84 +150,57 @@ impl Serving {
 /// Begins to serve the node of this data directory. To be called on the runtime of HTTP.
 pub async fn serve(
     values: Values,
-    join: Option<JoinWish>,
+    start: Start,
     runtimes: &Runtimes,
     stop: CancellationToken,
 ) -> Result<Serving, Failure> {
     warn_of_openness(&values)?;
     own_directory(&values.data_dir)?;
-    let listeners = Listeners::bind(&values)?;
+    let (listeners, files, promise) = tokio::select! {
+        listening = listen(&values, start.succession) => listening?,
+        () = stop.cancelled() => return Err(Failure::other("it was told to stop before it could serve")),
+    };
     let addresses = listeners.addresses()?;
     let (to_phase, phase) = watch::channel(Phase::Starting);
-    let options = ApiOptions {
-        auth: match values.auth_mode {
-            AuthMode::Required => muster_api::AuthMode::Required,
-            AuthMode::None => muster_api::AuthMode::None,
-        },
-        body_limit: values.body_limit,
-        own_uid: Some(rustix::process::geteuid().as_raw()),
-        hosts: [&values.name, &values.advertise].into_iter().filter(|name| !name.is_empty()).cloned().collect(),
+    let life = Life {
+        options: node_options(&values, addresses, runtimes),
+        drain: Duration::from_secs(values.drain_seconds),
+        desk: Desk::new(&values, phase.clone()),
+        join: start.join,
+        values,
+        listeners,
+        addresses,
+        files,
+        phase: to_phase,
+        stop,
+        leaving: Vec::new(),
     };
-    let closing = CancellationToken::new();
-    let clients = Clients::start(&listeners, &values, ApiState::new(phase.clone(), options), &closing)?;
-    let Listeners { mesh, file, .. } = listeners;
-    let Addresses { api, proxy, mesh: address } = addresses;
-    tracing::info!(address = %api, %proxy, mesh = %address, data = %values.data_dir.display(), "the API listens");
-    let options = node_options(&values, addresses, runtimes);
-    let (nodes, asked) = (clients.nodes.clone(), closing.clone());
-    let ended = tokio::spawn(async move {
-        live(options, join, mesh, &to_phase, &stop, (nodes, asked), async move {
-            // While its listener is there, no successor takes the place of the file.
-            file.remove();
-            // Requests under way finish before the node goes.
-            closing.cancel();
-            clients.ended().await;
-        })
-        .await
-    });
-    Ok(Serving { addresses, phase, ended })
+    // Whoever inherits serves when its node runs: until then clients wait, and are not told that it starts.
+    let clients = if promise.is_none() { Some(life.open()?) } else { None };
+    Ok(Serving { addresses, phase, ended: tokio::spawn(life.run(clients, promise)) })
 }
 
-/// What serves clients.
-struct Clients {
-    /// Answers the gateways of other nodes.
-    nodes: Worker,
-    workers: Workers,
-    local: JoinHandle<()>,
-}
-
-impl Clients {
-    fn start(
-        listeners: &Listeners,
-        values: &Values,
-        state: ApiState,
-        closing: &CancellationToken,
-    ) -> Result<Self, Failure> {
-        let shared = |error: std::io::Error| Failure::other(format!("a listener can not be shared: {error}"));
-        let environment = Environment::new(|name| std::env::var(name).ok().map(SecretText::new));
-        let options = GatewayOptions { body_limit: values.gateway_body_limit, environment };
-        let gateway = Gateway::new(state.clone(), options);
-        let rest = service(state);
-        let count = workers::count();
-        let whole = Limits::default();
-        let limits = Limits { connections: whole.connections.div_ceil(count), ..whole };
-        let share = || {
-            let worker = gateway.worker();
-            let (api, proxy) = (listeners.api.try_clone()?, listeners.proxy.try_clone()?);
-            let api = Share { listener: api, service: worker.in_front_of(rest.clone()), limits };
-            Ok((api, Share { listener: proxy, service: worker.alone(), limits }))
-        };
-        let shares = (0..count).map(|_| share()).collect::<Result<_, _>>().map_err(shared)?;
-        let workers = Workers::start(shares, closing)?;
-        let local = listeners.local.try_clone().and_then(UnixListener::from_std).map_err(shared)?;
-        let local = tokio::spawn(serve_unix(local, gateway.worker().in_front_of(rest), whole, closing.clone()));
-        Ok(Self { nodes: gateway.worker(), workers, local })
+/// The sockets: those of the process before, or new ones.
+async fn listen(
+    values: &Values,
+    succession: Succession,
+) -> Result<(Listeners, Option<SocketFiles>, Option<Promise>), Failure> {
+    let with_successor = succession != Succession::None;
+    if succession == Succession::TakeOver {
+        if let Some(Inherited { listeners, promise }) = take_over(values).await? {
+            return Ok((listeners, None, Some(promise)));
+        }
+        // One that has just ended may not have let go of everything yet.
+        let deadline = tokio::time::Instant::now() + FREE_LIMIT;
+        while tokio::time::Instant::now() < deadline {
+            if let Ok((listeners, files)) = Listeners::bind(values, with_successor) {
+                return Ok((listeners, Some(files), None));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
-
-    async fn ended(self) {
-        self.workers.ended().await;
-        let _ = self.local.await;
-    }
+    let (listeners, files) = Listeners::bind(values, with_successor)?;
+    Ok((listeners, Some(files), None))
 }
 
 /// Says loudly what is open to strangers, or refuses to be.
@@ -231,83 +220,4 @@ fn warn_of_openness(values: &Values) -> Result<(), Failure> {
         tracing::warn!(%address, "insecure_http: the {what} is served WITHOUT TLS where strangers can reach it");
     }
     Ok(())
-}
-
-/// The node's life: waiting for a fleet, starting, serving, stopping.
-async fn live(
-    options: NodeOptions,
-    join: Option<JoinWish>,
-    mesh: MeshSockets,
-    phase: &watch::Sender<Phase>,
-    stop: &CancellationToken,
-    (nodes, closing): (Worker, CancellationToken),
-    close: impl Future<Output = ()>,
-) -> Result<(), Failure> {
-    let close = std::pin::pin!(close);
-    let starting = async {
-        match &join {
-            Some(JoinWish { addresses, token }) => node::join(&options, addresses, token).await.map_err(failed)?,
-            None => wait_for_a_fleet(&options.directory, phase).await?,
-        }
-        phase.send_replace(Phase::Starting);
-        Node::start(options, mesh).await.map_err(failed)
-    };
-    let node = tokio::select! {
-        started = starting => started,
-        () = stop.cancelled() => {
-            tracing::info!("stopping before it has started");
-            close.await;
-            return Ok(());
-        }
-    };
-    let node = match node {
-        Ok(node) => node,
-        Err(failure) => {
-            phase.send_replace(Phase::Stopped(failure.to_string()));
-            close.await;
-            return Err(failure);
-        }
-    };
-    phase.send_replace(Phase::Member(Member::of(&node)));
-    let askers = node
-        .take_askers()
-        .map(|askers| tokio::spawn(serve_nodes(askers, nodes.for_nodes(), Limits::default(), closing)));
-    tracing::info!(node = %node.identity().node, fleet = %node.identity().fleet, "serving");
-    let outcome = tokio::select! {
-        why = node.failed() => {
-            tracing::error!(why, "this node can not go on");
-            Err(Failure::other(format!("this node can not go on: {why}")))
-        }
-        () = stop.cancelled() => {
-            tracing::info!("stopping");
-            Ok(())
-        }
-    };
-    let why = outcome.as_ref().err().map_or_else(|| "it is stopping".to_owned(), ToString::to_string);
-    close.await;
-    if let Some(askers) = askers {
-        let _ = askers.await;
-    }
-    phase.send_replace(Phase::Stopped(why));
-    let closed = node.shutdown().await.map_err(|error| Failure::other(error.to_string()));
-    outcome.and(closed)
-}
-
-async fn wait_for_a_fleet(directory: &Path, phase: &watch::Sender<Phase>) -> Result<(), Failure> {
-    let mut told = false;
-    loop {
-        let path = directory.to_path_buf();
-        let looked = tokio::task::spawn_blocking(move || Identity::load(&path)).await;
-        let identity = looked.map_err(|error| Failure::other(error.to_string()))?;
-        match identity.map_err(|error| Failure::other(error.to_string()))? {
-            Some(Identity { stage: Stage::Member, .. }) => return Ok(()),
-            Some(Identity { stage: Stage::Founding, .. }) | None => {}
-        }
-        if !told {
-            tracing::warn!("this node waits: {UNCONFIGURED}");
-            phase.send_replace(Phase::Unconfigured);
-            told = true;
-        }
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
 }

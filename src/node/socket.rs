@@ -1,4 +1,5 @@
-//! The socket in the data directory, through which root and the node's own user administer it.
+//! The sockets in the data directory: one through which root and the node's own user administer it, one through which a
+//! successor takes the node over.
 
 use std::fs::{Metadata, symlink_metadata};
 use std::io;
@@ -13,10 +14,28 @@ use crate::exit::Failure;
 /// The longest path that a socket's address holds.
 const PATH_LIMIT: usize = 107;
 
-/// Where the socket of a data directory is, for somebody who wants to use it: the directory of short paths must be nobody
+/// A socket in the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// The administrator's.
+    Local,
+    /// The successor's.
+    Handover,
+}
+
+impl Socket {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Local => "muster.sock",
+            Self::Handover => "handover.sock",
+        }
+    }
+}
+
+/// Where a socket of a data directory is, for somebody who wants to use it: the directory of short paths must be nobody
 /// else's, who could listen there in the node's place.
-pub fn safe_socket_path(data_dir: &Path) -> Result<PathBuf, Failure> {
-    let path = socket_path(data_dir);
+pub fn safe_socket_path(data_dir: &Path, socket: Socket) -> Result<PathBuf, Failure> {
+    let path = socket_path(data_dir, socket);
     if path.parent() != Some(data_dir) {
         let directory = short_directory();
         // If there is none, there is no node, which whoever connects will notice.
@@ -33,9 +52,9 @@ fn is_safe(directory: &Metadata) -> bool {
     directory.is_dir() && (owner == 0 || owner == own) && directory.mode() & 0o022 == 0
 }
 
-/// Where the socket of a data directory is. A path that is too long for a socket is replaced by a short one of the user's.
-fn socket_path(data_dir: &Path) -> PathBuf {
-    let path = data_dir.join("muster.sock");
+/// Where a socket of a data directory is. A path that is too long for a socket is replaced by a short one of the user's.
+fn socket_path(data_dir: &Path, socket: Socket) -> PathBuf {
+    let path = data_dir.join(socket.name());
     if path.as_os_str().len() <= PATH_LIMIT {
         return path;
     }
@@ -69,6 +88,12 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
+    /// The file of a socket that this process has inherited.
+    pub fn inherited(data_dir: &Path, socket: Socket) -> Result<Self, Failure> {
+        let path = socket_path(data_dir, socket);
+        Self::of(path.clone()).map_err(|error| Failure::other(format!("{} is not there: {error}", path.display())))
+    }
+
     fn of(path: PathBuf) -> io::Result<Self> {
         let found = symlink_metadata(&path)?;
         Ok(Self { path, device: found.dev(), inode: found.ino() })
@@ -86,14 +111,15 @@ impl SocketFile {
 }
 
 /// Listens there. A socket that a dead process left behind is replaced; a living one is not.
-pub fn bind(data_dir: &Path) -> Result<(UnixListener, SocketFile), Failure> {
-    let path = socket_path(data_dir);
+pub fn bind(data_dir: &Path, socket: Socket) -> Result<(UnixListener, SocketFile), Failure> {
+    let path = socket_path(data_dir, socket);
     let doing = |error: io::Error| Failure::other(format!("{} does not open: {error}", path.display()));
     if path.parent() != Some(data_dir) {
         own_short_directory().map_err(doing)?;
     }
     if UnixStream::connect(&path).is_ok() {
-        return Err(Failure::other(format!("another process serves {}", data_dir.display())));
+        let advice = "stop it first, or have this one take its place with --take-over";
+        return Err(Failure::other(format!("another process serves {}; {advice}", data_dir.display())));
     }
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(doing(error)),
@@ -118,10 +144,10 @@ mod tests {
     fn only_the_own_file_is_removed() {
         let scratch = Scratch::new("socket");
         let path = scratch.path().join("muster.sock");
-        let (_listener, file) = bind(scratch.path()).expect("it listens");
-        assert!(bind(scratch.path()).is_err(), "somebody listens");
+        let (_listener, file) = bind(scratch.path(), Socket::Local).expect("it listens");
+        assert!(bind(scratch.path(), Socket::Local).is_err(), "somebody listens");
         fs::remove_file(&path).expect("it is there");
-        let (_successor, later) = bind(scratch.path()).expect("the place is free");
+        let (_successor, later) = bind(scratch.path(), Socket::Local).expect("the place is free");
         file.remove();
         assert!(path.exists(), "it is the successor's");
         later.remove();

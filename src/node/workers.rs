@@ -3,9 +3,8 @@
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
-use muster_api::server::{HttpService, Limits, serve_tcp};
+use muster_api::server::{HttpService, Limits, Part, serve_tcp};
 use tokio::runtime::Builder;
-use tokio_util::sync::CancellationToken;
 
 use crate::exit::Failure;
 
@@ -25,6 +24,8 @@ pub struct Share<S> {
     pub service: S,
     /// What the clients of this thread may use.
     pub limits: Limits,
+    /// How it ends.
+    pub part: Part,
 }
 
 /// Threads that serve until they are told to stop.
@@ -35,17 +36,14 @@ impl Workers {
     ///
     /// # Errors
     /// When there can be no more threads, or a listener can not be used.
-    pub fn start<A: HttpService, B: HttpService>(
-        shares: Vec<(Share<A>, Share<B>)>,
-        stop: &CancellationToken,
-    ) -> Result<Self, Failure> {
+    pub fn start<A: HttpService, B: HttpService>(shares: Vec<(Share<A>, Share<B>)>) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::other(format!("no threads for clients: {error}"));
         let mut threads = Vec::new();
         for (first, second) in shares {
             let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
             let (first, second) = {
                 let _context = runtime.enter();
-                (serve(first, stop.clone()).map_err(failed)?, serve(second, stop.clone()).map_err(failed)?)
+                (serve(first).map_err(failed)?, serve(second).map_err(failed)?)
             };
             let run = move || {
                 runtime.block_on(async { tokio::join!(first, second) });
@@ -69,7 +67,7 @@ impl Workers {
     }
 }
 
-fn serve<S: HttpService>(share: Share<S>, stop: CancellationToken) -> std::io::Result<impl Future<Output = ()> + Send> {
+fn serve<S: HttpService>(share: Share<S>) -> std::io::Result<impl Future<Output = ()> + Send> {
     let listener = tokio::net::TcpListener::from_std(share.listener)?;
-    Ok(serve_tcp(listener, share.service, share.limits, stop))
+    Ok(serve_tcp(listener, share.service, share.limits, share.part))
 }

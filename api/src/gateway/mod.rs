@@ -46,7 +46,7 @@ use target::{Endpoint, INDEX, MODEL};
 
 use crate::context::{REQUEST_ID, TRACEPARENT, is_plain};
 use crate::server::{HttpService, RequestBody};
-use crate::state::{ApiState, Member};
+use crate::state::{ApiState, Replica};
 
 type Lookup = dyn Fn(&str) -> Option<SecretText> + Send + Sync;
 
@@ -151,12 +151,12 @@ impl Worker {
         self.0.resolver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with_member<T>(
+    fn with_replica<T>(
         &self,
-        ask: impl FnOnce(&mut Resolver, &Member) -> Result<T, GatewayError>,
+        ask: impl FnOnce(&mut Resolver, &Replica) -> Result<T, GatewayError>,
     ) -> Result<T, GatewayError> {
         let state = &self.0.gateway.state;
-        state.with_member(|member| ask(&mut self.resolver(), member)).map_err(GatewayError::NotReady)?
+        state.with_replica(|replica| ask(&mut self.resolver(), replica)).map_err(GatewayError::NotReady)?
     }
 
     /// The caller's id of the request, or one that no other request has.
@@ -200,28 +200,28 @@ impl Worker {
         let endpoint = match route {
             Route::Health => return Ok(json(Bytes::from_static(br#"{"status":"healthy"}"#))),
             Route::Models => {
-                let listed = self.with_member(|resolver, member| {
-                    resolver.admit(member, request.headers())?;
-                    resolver.list(member)
+                let listed = self.with_replica(|resolver, replica| {
+                    resolver.admit(replica, request.headers())?;
+                    resolver.list(replica)
                 });
                 return listed.map(json);
             }
             Route::Model(name) => {
-                let listed = self.with_member(|resolver, member| {
-                    resolver.admit(member, request.headers())?;
-                    resolver.listed(member, &name)
+                let listed = self.with_replica(|resolver, replica| {
+                    resolver.admit(replica, request.headers())?;
+                    resolver.listed(replica, &name)
                 });
                 return listed.map(json);
             }
             Route::Call(endpoint) => endpoint,
             Route::Unknown => return Err(GatewayError::NoRoute),
         };
-        let settings = self.with_member(|resolver, member| resolver.admit(member, request.headers()))?;
+        let settings = self.with_replica(|resolver, replica| resolver.admit(replica, request.headers()))?;
         let traceparent = request.headers_mut().remove(TRACEPARENT);
         let gateway = &self.0.gateway;
         let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
         let (written, name) = body.model()?;
-        let target = self.with_member(|resolver, member| resolver.model(member, &name, &gateway.shared))?;
+        let target = self.with_replica(|resolver, replica| resolver.model(replica, &name, &gateway.shared))?;
         model.clone_from(&target.name);
         let (timeout, request_id) = (settings.timeout, request_id.clone());
         Box::pin(Call { target, endpoint, body, written, name, request_id, traceparent, timeout }.run()).await
@@ -251,7 +251,7 @@ impl Worker {
         let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
         let id = text(MODEL).and_then(|id| uuid::Uuid::try_parse(id).ok()).map(ModelId);
         let (id, index) = (id.ok_or(GatewayError::MissingModel)?, text(INDEX).and_then(|index| index.parse().ok()));
-        let published = self.with_member(|_, member| Ok(Arc::clone(member.consensus.published())))?;
+        let published = self.with_replica(|_, replica| Ok(Arc::clone(&replica.published)))?;
         // The other node may have heard of the model before this one.
         let reached = tokio::time::timeout(CATCH_UP, published.reached(index.unwrap_or(0))).await;
         reached.map_err(|_| GatewayError::NotReady("its copy of the state lags behind"))?;
@@ -259,8 +259,8 @@ impl Worker {
         let gateway = &self.0.gateway;
         let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
         let (written, _) = body.model()?;
-        let (target, timeout) = self.with_member(|resolver, member| {
-            Ok((resolver.own_model(member, id, &gateway.shared)?, resolver.timeout(member)?))
+        let (target, timeout) = self.with_replica(|resolver, replica| {
+            Ok((resolver.own_model(replica, id, &gateway.shared)?, resolver.timeout(replica)?))
         })?;
         model.clone_from(&target.name);
         // The name was replaced where the client asked, and is replaced there again in the answer.
@@ -307,8 +307,7 @@ impl Route {
 
     /// The route of a path of `:8000`, if it is the gateway's.
     fn of_api(path: &str) -> Option<Self> {
-        let rest = path.strip_prefix("/v1")?;
-        (rest.is_empty() || rest.starts_with('/')).then(|| Self::of(rest))
+        below_v1(path).map(Self::of)
     }
 
     /// The route of a path of `:4000`.
@@ -327,6 +326,16 @@ impl Route {
             Self::Unknown => Err(GatewayError::NoRoute),
         }
     }
+}
+
+/// Whether the path of a request to `:8000` is the gateway's.
+#[must_use]
+pub fn is_gateway_path(path: &str) -> bool {
+    below_v1(path).is_some()
+}
+
+fn below_v1(path: &str) -> Option<&str> {
+    path.strip_prefix("/v1").filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 type Answering<B> = Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + Send>>;

@@ -17,7 +17,7 @@ use super::error::GatewayError;
 use super::origin::{Address, Origin, Way};
 use super::tally::Tally;
 use super::target::{Common, HOP, Reach, Target, Trust, reach, target, through};
-use crate::state::Member;
+use crate::state::Replica;
 
 /// How many keys and names a thread remembers. They are the fleet's own, so that only a very large fleet has more.
 const REMEMBERED: usize = 100_000;
@@ -77,13 +77,13 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 impl Resolver {
     /// Lets in who has a key of the gateway.
-    pub fn admit(&mut self, member: &Member, headers: &HeaderMap) -> Result<GatewaySettings, GatewayError> {
-        let published = member.consensus.published();
+    pub fn admit(&mut self, replica: &Replica, headers: &HeaderMap) -> Result<GatewaySettings, GatewayError> {
+        let published = &replica.published;
         let settings = published.with(|view| self.settings(view))?;
         if !settings.enabled {
             return Err(GatewayError::Disabled);
         }
-        if headers.get(HOP).is_some_and(|hop| *hop == self.common(member).hop) {
+        if headers.get(HOP).is_some_and(|hop| *hop == self.common(replica).hop) {
             return Err(GatewayError::Loop);
         }
         let key = bearer(headers).ok_or(GatewayError::InvalidKey("send a key as Authorization: Bearer"))?;
@@ -96,8 +96,8 @@ impl Resolver {
     }
 
     /// How long an answer may take.
-    pub fn timeout(&mut self, member: &Member) -> Result<Duration, GatewayError> {
-        member.consensus.published().with(|view| self.settings(view)).map(|settings| settings.timeout)
+    pub fn timeout(&mut self, replica: &Replica) -> Result<Duration, GatewayError> {
+        replica.published.with(|view| self.settings(view)).map(|settings| settings.timeout)
     }
 
     fn settings(&mut self, view: &View) -> Result<GatewaySettings, GatewayError> {
@@ -138,20 +138,20 @@ impl Resolver {
     }
 
     /// The model that another gateway asks for. Its address must be one of this node's own.
-    pub fn own_model(&mut self, member: &Member, id: ModelId, shared: &Shared) -> Result<Arc<Target>, GatewayError> {
-        let name = member.consensus.published().with(|view| -> Result<_, GatewayError> {
+    pub fn own_model(&mut self, replica: &Replica, id: ModelId, shared: &Shared) -> Result<Arc<Target>, GatewayError> {
+        let name = replica.published.with(|view| -> Result<_, GatewayError> {
             let stored = view.model(id)?;
-            let own = stored.filter(|model| matches!(reach(&model.row, member.identity.node), Ok(Reach::Here(_))));
+            let own = stored.filter(|model| matches!(reach(&model.row, replica.identity.node), Ok(Reach::Here(_))));
             Ok(own.and_then(|model| model.row.fields?.name))
         })?;
         let name = name.ok_or_else(|| GatewayError::ModelNotFound(id.to_string()))?;
-        self.model(member, &name, shared)
+        self.model(replica, &name, shared)
     }
 
     /// The model that has this name, or this name at the proxy.
-    pub fn model(&mut self, member: &Member, name: &str, shared: &Shared) -> Result<Arc<Target>, GatewayError> {
+    pub fn model(&mut self, replica: &Replica, name: &str, shared: &Shared) -> Result<Arc<Target>, GatewayError> {
         self.sweep();
-        member.consensus.published().with(|view| {
+        replica.published.with(|view| {
             let index = view.index();
             let known = self.models.get_mut(name);
             let before = match known {
@@ -166,7 +166,7 @@ impl Resolver {
             };
             let target = match before {
                 Some(before) if before.id == id && before.mod_index == mod_index => before.target,
-                _ => Arc::new(self.make(member, view, id, &row, shared)?),
+                _ => Arc::new(self.make(replica, view, id, &row, shared)?),
             };
             if self.models.len() >= REMEMBERED {
                 self.models.clear();
@@ -178,7 +178,7 @@ impl Resolver {
 
     fn make(
         &mut self,
-        member: &Member,
+        replica: &Replica,
         view: &View,
         id: ModelId,
         row: &Model,
@@ -187,11 +187,11 @@ impl Resolver {
         let name = row.fields.as_ref().map_or("", |fields| fields.name());
         let unsupported = |why| GatewayError::Unsupported { model: name.to_owned(), why };
         let tally = shared.tally.of(name);
-        let url = match reach(row, member.identity.node).map_err(unsupported)? {
+        let url = match reach(row, replica.identity.node).map_err(unsupported)? {
             Reach::Here(url) => url,
             Reach::Through(node) => {
                 let address = Address::Node(node);
-                let make = || Arc::new(Origin::new(address.clone(), Way::Mesh(Arc::clone(&member.channels))));
+                let make = || Arc::new(Origin::new(address.clone(), Way::Mesh(Arc::clone(&replica.channels))));
                 let origin = Arc::clone(self.origins.entry(address.clone()).or_insert_with(make));
                 return through(row, id, view.index(), origin, tally).map_err(unsupported);
             }
@@ -199,7 +199,7 @@ impl Resolver {
         let key = if row.has_api_key {
             let secret = api_key_name(id);
             let sealed = view.secret(&secret)?.ok_or_else(|| unsupported("its key is missing"))?;
-            let opened = member.keyring.open(&secret, &sealed);
+            let opened = replica.keyring.open(&secret, &sealed);
             Some(opened.map_err(|_| unsupported("this node can not open its key yet"))?)
         } else if let Some(reference) = row.fields.as_ref().and_then(|fields| fields.api_key_ref.as_deref()) {
             let variable = reference.strip_prefix("env:");
@@ -209,7 +209,7 @@ impl Resolver {
         } else {
             None
         };
-        let common = self.common(member);
+        let common = self.common(replica);
         let origins = &mut self.origins;
         let origin = |address: Address| {
             let way = match &address {
@@ -222,9 +222,9 @@ impl Resolver {
         target(row, url, key, &common, origin, tally).map_err(unsupported)
     }
 
-    fn common(&mut self, member: &Member) -> Arc<Common> {
+    fn common(&mut self, replica: &Replica) -> Arc<Common> {
         let make = || {
-            let digest = Sha256::digest([b"muster hop ", member.identity.fleet.as_bytes().as_slice()].concat());
+            let digest = Sha256::digest([b"muster hop ", replica.identity.fleet.as_bytes().as_slice()].concat());
             let hop = data_encoding::HEXLOWER.encode(&digest[..8]);
             // Hexadecimal digits are a header's value.
             Arc::new(Common { hop: HeaderValue::try_from(hop).unwrap_or_else(|_| HeaderValue::from_static("muster")) })
@@ -245,15 +245,15 @@ impl Resolver {
     }
 
     /// The models that can be called, as OpenAI lists them.
-    pub fn list(&mut self, member: &Member) -> Result<Bytes, GatewayError> {
-        member.consensus.published().with(|view| {
+    pub fn list(&mut self, replica: &Replica) -> Result<Bytes, GatewayError> {
+        replica.published.with(|view| {
             let index = view.index();
             if let Some((seen, list)) = &self.list
                 && *seen == index
             {
                 return Ok(list.clone());
             }
-            let own = member.identity.node;
+            let own = replica.identity.node;
             let mut models: Vec<_> = view.models()?.into_iter().map(|stored| stored.row).collect();
             models.retain(|model| is_served(model) && reach(model, own).is_ok());
             models.sort_by(|a, b| name(a).cmp(name(b)));
@@ -265,9 +265,9 @@ impl Resolver {
     }
 
     /// One of them.
-    pub fn listed(&self, member: &Member, reference: &str) -> Result<Bytes, GatewayError> {
-        let own = member.identity.node;
-        let found = member.consensus.published().with(|view| find(view, reference))?;
+    pub fn listed(&self, replica: &Replica, reference: &str) -> Result<Bytes, GatewayError> {
+        let own = replica.identity.node;
+        let found = replica.published.with(|view| find(view, reference))?;
         let found = found.filter(|(_, model)| is_served(&model.row) && reach(&model.row, own).is_ok());
         let missing = || GatewayError::ModelNotFound(reference.chars().take(200).collect());
         Ok(Bytes::from(entry(&found.ok_or_else(missing)?.1.row).to_string()))

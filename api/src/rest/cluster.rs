@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
 use http::header;
-use muster_cluster::consensus::Role;
+use muster_cluster::consensus::{PASS_ON_LIMIT, Role};
 use muster_cluster::ids::NodeId;
 use muster_cluster::state::{FEATURE_LEVELS, View};
 use serde::Serialize;
@@ -19,7 +19,8 @@ use utoipa_axum::routes;
 
 use crate::auth::{self, Principal};
 use crate::error::{ApiError, ErrorBody};
-use crate::request::{Read, time};
+use crate::fields::{Fields, MAX_INTEGER};
+use crate::request::{self, Read, time};
 use crate::state::ApiState;
 
 /// A node by number and name.
@@ -103,8 +104,8 @@ async fn get(State(state): State<ApiState>, read: Read) -> Result<Response, ApiE
     let fleet = view.fleet()?.unwrap_or_default();
     let voters: BTreeSet<_> = status.voters.iter().flatten().copied().collect();
     let body = ClusterBody {
-        fleet_id: member.identity.fleet.to_string(),
-        node: reference(view, member.identity.node)?,
+        fleet_id: member.replica.identity.fleet.to_string(),
+        node: reference(view, member.replica.identity.node)?,
         role: match status.role {
             Role::Leader { .. } => "leader",
             Role::Voter => "voter",
@@ -136,6 +137,40 @@ async fn get(State(state): State<ApiState>, read: Read) -> Result<Response, ApiE
     Ok(read.answer(Json(body)))
 }
 
+/// Who shall lead.
+#[derive(Debug, ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[expect(dead_code, reason = "the description of the body; it is read field by field")]
+struct TransferInput {
+    /// The number of a node that votes; null or left out: whichever is furthest.
+    node_id: Option<u64>,
+}
+
+/// Who leads now.
+#[derive(Debug, Serialize, ToSchema)]
+struct Transferred {
+    leader: NodeRef,
+}
+
+/// Has another node lead.
+#[utoipa::path(post, path = "/cluster/transfer-leader", tag = "cluster", request_body = TransferInput,
+    responses((status = 200, body = Transferred), (status = 403, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 422, body = ErrorBody)))]
+async fn transfer(
+    State(state): State<ApiState>,
+    who: Principal,
+    request::Body(body): request::Body,
+) -> Result<Response, ApiError> {
+    who.must_be(auth::Role::Admin)?;
+    let mut fields = Fields::parse(&body)?;
+    let wish = fields.integer("nodeId", 1, MAX_INTEGER).value().map(NodeId);
+    fields.finish()?;
+    let member = state.member()?;
+    let leader = member.consensus.pass_on(wish, PASS_ON_LIMIT).await.map_err(ApiError::Conflict)?;
+    let leader = reference(&member.consensus.local(), leader)?;
+    Ok(Json(Transferred { leader }).into_response())
+}
+
 /// The whole state of the fleet as this node has it, as a file for `muster snapshot restore`. Secrets in it are sealed.
 #[utoipa::path(get, path = "/cluster/snapshot", tag = "cluster",
     responses((status = 200, content_type = "application/octet-stream"), (status = 403, body = ErrorBody),
@@ -156,5 +191,5 @@ async fn snapshot(State(state): State<ApiState>, who: Principal) -> Result<Respo
 
 /// The routes.
 pub(super) fn router() -> OpenApiRouter<ApiState> {
-    OpenApiRouter::new().routes(routes!(get)).routes(routes!(snapshot))
+    OpenApiRouter::new().routes(routes!(get)).routes(routes!(snapshot)).routes(routes!(transfer))
 }

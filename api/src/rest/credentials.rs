@@ -232,7 +232,7 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
     let member = state.member()?;
     let key = generate_key()?;
     let hash = key_hash(key.reveal());
-    let sealed = member.keyring.seal(&answer_name(&hash), &key)?;
+    let sealed = member.replica.keyring.seal(&answer_name(&hash), &key)?;
     let fields = CredentialFields {
         label: label.unwrap_or_default(),
         sha256: hash.to_vec().into(),
@@ -243,7 +243,7 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
     let command = command::Body::CreateCredential(CreateCredential { fields: Some(fields) });
     let done = write.propose_with_secret(&member, &body, command, Some(sealed)).await?;
     let (credential, key) = with_key(&member, done, key)?;
-    let key = if joins { JoinToken::new(&member.identity.ca_certificate, key).to_text() } else { key };
+    let key = if joins { JoinToken::new(&member.replica.identity.ca_certificate, key).to_text() } else { key };
     let key = key.reveal().to_owned();
     let mod_index = credential.mod_index;
     Ok(tagged(mod_index, (StatusCode::CREATED, Json(NewCredential { credential, key }))))
@@ -253,7 +253,7 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
 fn with_key(member: &Member, done: Done, key: SecretText) -> Result<(CredentialEntry, SecretText), ApiError> {
     let (entry, hash) = CredentialEntry::answered(done.outcome)?;
     match done.first_secret {
-        Some(sealed) => Ok((entry, member.keyring.open(&answer_name(&hash), &sealed)?)),
+        Some(sealed) => Ok((entry, member.replica.keyring.open(&answer_name(&hash), &sealed)?)),
         None if hash == key_hash(key.reveal()) => Ok((entry, key)),
         None => Err(ApiError::AnswerGone("the credential was made; its key is no longer kept".to_owned())),
     }

@@ -62,7 +62,7 @@ async fn ready(State(state): State<ApiState>) -> Result<Json<Readiness>, ApiErro
 async fn metrics(State(state): State<ApiState>) -> Result<Response, ApiError> {
     let member = match state.phase() {
         Phase::Member(member) => Some(member),
-        Phase::Starting | Phase::Unconfigured | Phase::Stopped(_) => None,
+        Phase::Starting | Phase::Unconfigured | Phase::HandedOver(_) | Phase::Stopped(_) => None,
     };
     let text =
         state.metrics.render(member.as_ref(), &state.tally).map_err(|error| ApiError::Internal(error.to_string()))?;

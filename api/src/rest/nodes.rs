@@ -49,10 +49,10 @@ pub struct NodeRead {
 
 /// How this node sees another.
 fn status_of(member: &Member, id: NodeId) -> &'static str {
-    if id == member.identity.node {
+    if id == member.replica.identity.node {
         return "online";
     }
-    match member.gossip.roster().node(id).map(|heard| heard.liveness) {
+    match member.replica.gossip.roster().node(id).map(|heard| heard.liveness) {
         Some(Liveness::Alive) => "online",
         Some(Liveness::Suspect) => "degraded",
         Some(Liveness::Down) => "critical",
@@ -136,7 +136,7 @@ async fn evict(State(state): State<ApiState>, Path(id): Path<String>, write: Wri
     let left: Vec<_> = view.nodes()?.into_iter().map(|node| node.row).filter(|node| node.id != id).collect();
     let holders: Vec<_> = left.iter().map(|node| (NodeId(node.id), node.sealing_key.clone())).collect();
     let recovery = [(RECOVERY, fleet.recovery_key)];
-    let keys = member.keyring.rotated(&[&holders[..], &recovery[..]].concat())?;
+    let keys = member.replica.keyring.rotated(&[&holders[..], &recovery[..]].concat())?;
     let command = RemoveNode { id, holders: left.iter().map(|node| node.id).collect(), keys };
     write.propose(&member, &[], command::Body::RemoveNode(command)).await?;
     Ok(Json(Evicted { evicted: id }).into_response())

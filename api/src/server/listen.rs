@@ -23,6 +23,15 @@ pub(super) trait Listen {
 
     /// The next connection. Dropping the future loses none.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Io, Peer)>> + Send;
+
+    /// Ends it, and returns the connections that somebody has accepted for it already. Those that wait in the kernel stay
+    /// there, for whoever accepts next from the same socket.
+    fn rest(self) -> Vec<(Self::Io, Peer)>
+    where
+        Self: Sized,
+    {
+        Vec::new()
+    }
 }
 
 impl Listen for TcpListener {
@@ -64,10 +73,22 @@ impl Listen for Askers {
             None => std::future::pending().await,
         }
     }
+
+    fn rest(self) -> Vec<(PeerConnection, Peer)> {
+        let mut connections = self.0.into_inner();
+        let next = || connections.try_recv().ok();
+        std::iter::from_fn(next)
+            .map(|connection| {
+                let peer = Peer::Node(connection.node);
+                (connection, peer)
+            })
+            .collect()
+    }
 }
 
-/// The next connection, however many fail before. Dropping the future loses none.
-pub(super) async fn accept<L: Listen>(listener: &L, failures: &mut AcceptFailures) -> (L::Io, Peer) {
+/// The next connection, however many fail before; none from a listener that is gone. Dropping the future loses none.
+pub(super) async fn accept<L: Listen>(listener: Option<&L>, failures: &mut AcceptFailures) -> (L::Io, Peer) {
+    let Some(listener) = listener else { return std::future::pending().await };
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,

@@ -4,6 +4,7 @@
 //! upgrades: a handler that waits for one gets hyper's error.
 
 mod body;
+mod ending;
 mod listen;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -24,13 +26,13 @@ use muster_cluster::transport::PeerConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use tower::util::Oneshot;
 
 pub use body::{BodyTimedOut, RequestBody};
+use ending::{Activity, Counted};
+pub use ending::{Ending, Part};
 use listen::{AcceptFailures, Askers, Listen, accept};
 
 /// Bytes that a connection buffers in each direction, and so the bound of a request's head. A larger head is answered 431.
@@ -88,29 +90,29 @@ pub trait HttpService:
     + 'static
 {
     /// The body of its answers.
-    type Body: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
+    type Body: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static;
 }
 
 impl<S, B> HttpService for S
 where
     S: tower::Service<Request<RequestBody>, Response = Response<B>, Error = Infallible, Future: Send>,
     S: Clone + Send + 'static,
-    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
     type Body = B;
 }
 
-/// Serves `service` on `listener` until `stop` is cancelled. Then it closes the listener and the idle connections, lets the
-/// requests under way finish for at most [`Limits::grace`], and drops the rest.
+/// Serves `service` on `listener` until it is told to stop. Then it closes the listener and the idle connections, lets the
+/// requests under way finish for at most [`Limits::grace`], and drops the rest. See [`Ending`] for the gentle way.
 ///
 /// The connections end with this future, however it ends.
-pub async fn serve_tcp(listener: TcpListener, service: impl HttpService, limits: Limits, stop: CancellationToken) {
-    serve(listener, service, limits, stop).await;
+pub async fn serve_tcp(listener: TcpListener, service: impl HttpService, limits: Limits, part: Part) {
+    serve(listener, service, limits, part).await;
 }
 
 /// [`serve_tcp`] for a Unix socket. Its file is left to the caller.
-pub async fn serve_unix(listener: UnixListener, service: impl HttpService, limits: Limits, stop: CancellationToken) {
-    serve(listener, service, limits, stop).await;
+pub async fn serve_unix(listener: UnixListener, service: impl HttpService, limits: Limits, part: Part) {
+    serve(listener, service, limits, part).await;
 }
 
 /// [`serve_tcp`] for the connections on which the gateways of other nodes ask.
@@ -118,29 +120,49 @@ pub async fn serve_nodes(
     connections: mpsc::Receiver<PeerConnection>,
     service: impl HttpService,
     limits: Limits,
-    stop: CancellationToken,
+    part: Part,
 ) {
-    serve(Askers(tokio::sync::Mutex::new(connections)), service, limits, stop).await;
+    serve(Askers(tokio::sync::Mutex::new(connections)), service, limits, part).await;
 }
 
-async fn serve<L: Listen>(listener: L, service: impl HttpService, limits: Limits, stop: CancellationToken) {
+async fn serve<L: Listen>(listener: L, service: impl HttpService, limits: Limits, part: Part) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(BUFFER);
     let mut open = Open::default();
     let mut failures = AcceptFailures::default();
-    let mut stopped = pin!(stop.cancelled());
-    loop {
+    let mut listener = Some(listener);
+    let (mut stopped, mut draining) = (pin!(part.stopped()), pin!(part.draining()));
+    let (mut closed, mut abandoned) = (pin!(part.closed()), pin!(part.abandoned()));
+    let mut is_abandoned = false;
+    let own = part.clone();
+    let serve_one = move |open: &mut Open, io, peer| {
+        let activity = own.connection();
+        let service = with_peer(service.clone(), peer, limits.body_idle_timeout, Arc::clone(&activity));
+        open.spawn(http.serve_connection(TokioIo::new(io), service), peer, activity);
+    };
+    while listener.is_some() || !open.tasks.is_empty() {
         tokio::select! {
             biased;
             () = &mut stopped => break,
+            () = &mut draining, if !open.is_draining => open.drain(),
+            () = &mut closed, if listener.is_some() => {
+                for (io, peer) in listener.take().into_iter().flat_map(L::rest) {
+                    serve_one(&mut open, io, peer);
+                }
+                part.no_longer_listens();
+            }
+            () = &mut abandoned, if !is_abandoned => {
+                is_abandoned = true;
+                open.abandon();
+            }
             Some(ended) = open.tasks.join_next_with_id() => open.forget(ended),
-            (io, peer) = accept(&listener, &mut failures), if open.tasks.len() < limits.connections.max(1) => {
-                let service = PeerService { service: service.clone(), peer, idle: limits.body_idle_timeout };
-                open.spawn(http.serve_connection(TokioIo::new(io), service), peer);
+            (io, peer) = accept(listener.as_ref(), &mut failures), if open.tasks.len() < limits.connections.max(1) => {
+                serve_one(&mut open, io, peer);
             }
         }
     }
     drop(listener);
+    part.no_longer_listens();
     open.finish(limits.grace).await;
 }
 
@@ -150,24 +172,51 @@ async fn serve<L: Listen>(listener: L, service: impl HttpService, limits: Limits
 #[derive(Default)]
 struct Open {
     tasks: JoinSet<()>,
-    stops: HashMap<Id, oneshot::Sender<Infallible>>,
+    lines: HashMap<Id, Line>,
+    is_draining: bool,
 }
 
-type Connection<I, S> = http1::Connection<TokioIo<I>, PeerService<S>>;
+/// How a connection is told to end. It takes the drop of a sender for the stop.
+struct Line {
+    /// Gets it to drain; what is sent along is the channel for its stop.
+    drain: Option<oneshot::Sender<oneshot::Receiver<Infallible>>>,
+    stop: Option<oneshot::Sender<Infallible>>,
+    activity: Arc<Activity>,
+    task: AbortHandle,
+}
+
+impl Line {
+    fn drain(&mut self) {
+        if let Some(drain) = self.drain.take() {
+            let (stop, stopped) = oneshot::channel();
+            // It has ended if it does not listen.
+            let _ = drain.send(stopped);
+            self.stop = Some(stop);
+        }
+    }
+}
 
 impl Open {
-    fn spawn<I, S>(&mut self, connection: Connection<I, S>, peer: Peer)
+    fn spawn<I, S, B>(&mut self, connection: http1::Connection<TokioIo<I>, S>, peer: Peer, activity: Arc<Activity>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: HttpService,
+        S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send,
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
     {
-        let (stop, stopped) = oneshot::channel();
+        let (drain, order) = oneshot::channel();
+        let own = Arc::clone(&activity);
         let task = self.tasks.spawn(async move {
-            if let Err(error) = drive(connection, stopped).await {
+            if let Err(error) = drive(connection, order, own).await {
                 tracing::debug!(?peer, error = &error as &(dyn Error + 'static), "a connection failed");
             }
         });
-        self.stops.insert(task.id(), stop);
+        let id = task.id();
+        let mut line = Line { drain: Some(drain), stop: None, activity, task };
+        if self.is_draining {
+            line.drain();
+        }
+        self.lines.insert(id, line);
     }
 
     fn forget(&mut self, ended: Result<(Id, ()), JoinError>) {
@@ -178,12 +227,24 @@ impl Open {
                 error.id()
             }
         };
-        self.stops.remove(&id);
+        self.lines.remove(&id);
+    }
+
+    fn drain(&mut self) {
+        self.is_draining = true;
+        self.lines.values_mut().for_each(Line::drain);
+    }
+
+    fn abandon(&self) {
+        let held: Vec<_> = self.lines.values().filter(|line| line.activity.is_held()).collect();
+        if !held.is_empty() {
+            tracing::warn!(connections = held.len(), "dropped: their requests take too long");
+        }
+        held.iter().for_each(|line| line.task.abort());
     }
 
     async fn finish(mut self, grace: Duration) {
-        // A connection takes the drop of its sender for the stop.
-        self.stops.clear();
+        self.lines.clear();
         if timeout(grace, self.ended()).await.is_err() {
             tracing::debug!(connections = self.tasks.len(), "dropped at the end of the grace");
             self.tasks.abort_all();
@@ -196,35 +257,51 @@ impl Open {
     }
 }
 
-async fn drive<I, S>(connection: Connection<I, S>, stopped: oneshot::Receiver<Infallible>) -> hyper::Result<()>
+async fn drive<I, S, B>(
+    connection: http1::Connection<TokioIo<I>, S>,
+    order: oneshot::Receiver<oneshot::Receiver<Infallible>>,
+    activity: Arc<Activity>,
+) -> hyper::Result<()>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: HttpService,
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
 {
     let mut connection = pin!(connection);
-    tokio::select! {
+    let drained = tokio::select! {
         biased;
         ended = connection.as_mut() => return ended,
-        _ = stopped => connection.as_mut().graceful_shutdown(),
+        order = order => order,
+    };
+    if let Ok(stopped) = drained {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            _ = stopped => {}
+            () = activity.quiet() => {}
+        }
     }
+    connection.as_mut().graceful_shutdown();
     connection.await
 }
 
-/// A connection's service: it tells every request who sent it, and bounds its body's pauses.
-struct PeerService<S> {
+/// A connection's service: it tells every request who sent it, bounds its body's pauses, and notes what happens.
+fn with_peer<S: HttpService>(
     service: S,
     peer: Peer,
     idle: Duration,
-}
-
-impl<S: HttpService> hyper::service::Service<Request<Incoming>> for PeerService<S> {
-    type Response = S::Response;
-    type Error = Infallible;
-    type Future = Oneshot<S, Request<RequestBody>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let mut request = request.map(|body| RequestBody::new(body, self.idle));
-        request.extensions_mut().insert(self.peer);
-        self.service.clone().oneshot(request)
-    }
+    activity: Arc<Activity>,
+) -> impl hyper::service::Service<Request<Incoming>, Response = Response<Counted<S::Body>>, Error = Infallible, Future: Send>
++ Send
++ 'static {
+    hyper::service::service_fn(move |request: Request<Incoming>| {
+        let answering = activity.begin(request.uri().path());
+        let mut request = request.map(|body| RequestBody::new(body, idle));
+        request.extensions_mut().insert(peer);
+        let answer = service.clone().oneshot(request);
+        async move {
+            let Ok(response) = answer.await;
+            Ok(answering.answered(response))
+        }
+    })
 }

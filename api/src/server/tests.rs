@@ -8,12 +8,15 @@ use std::sync::{Arc, Mutex};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
+use super::ending::QUIET;
 use super::listen::{AcceptFailures, PAUSE};
 use super::*;
 
@@ -54,6 +57,12 @@ impl Gate {
         "released"
     }
 
+    /// An answer whose head goes out long before its end.
+    async fn slow(self) -> axum::body::Body {
+        let begun = stream::once(async { Ok::<_, Infallible>("begun") });
+        axum::body::Body::from_stream(begun.chain(stream::once(async { Ok(self.hold().await) })))
+    }
+
     async fn entered(&self) {
         within(self.entered.acquire()).await.unwrap().forget();
     }
@@ -68,9 +77,10 @@ async fn tell(request: axum::extract::Request) -> StatusCode {
 }
 
 fn router(gate: &Gate) -> Router {
-    let gate = gate.clone();
+    let (gate, slow) = (gate.clone(), gate.clone());
     Router::new()
         .route("/peer", get(|Extension(peer): Extension<Peer>| async move { format!("{peer:?}") }))
+        .route("/slow", get(move || slow.slow()))
         .route("/hold", get(move || gate.hold()))
         .route("/body", post(|body: bytes::Bytes| async move { body.len().to_string() }))
         .route("/tell", post(tell))
@@ -88,16 +98,17 @@ fn router(gate: &Gate) -> Router {
 struct Server {
     address: SocketAddr,
     gate: Gate,
-    stop: CancellationToken,
+    ending: Ending,
     task: JoinHandle<()>,
 }
 
 impl Server {
     async fn start(limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, gate, stop) = (listener.local_addr().unwrap(), Gate::new(), CancellationToken::new());
-        let task = tokio::spawn(serve_tcp(listener, router(&gate), limits, stop.clone()));
-        Self { address, gate, stop, task }
+        let (address, gate, ending) = (listener.local_addr().unwrap(), Gate::new(), Ending::default());
+        let part = ending.part(Some(|path| path != "/hold"));
+        let task = tokio::spawn(serve_tcp(listener, router(&gate), limits, part));
+        Self { address, gate, ending, task }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -158,16 +169,16 @@ async fn a_request_over_a_unix_socket_sees_its_user() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let uid = folder.path().metadata().unwrap().uid();
-    let stop = CancellationToken::new();
+    let ending = Ending::default();
     let listener = UnixListener::bind(&path).unwrap();
-    let task = tokio::spawn(serve_unix(listener, router(&Gate::new()), patient(), stop.clone()));
+    let task = tokio::spawn(serve_unix(listener, router(&Gate::new()), patient(), ending.part(None)));
 
     let mut client = within(UnixStream::connect(&path)).await.unwrap();
     client.write_all(GET).await.unwrap();
     let answer = answer(&mut client).await;
     assert!(answer.ends_with(&format!("{:?}", Peer::Local { uid: Some(uid) })), "{answer}");
 
-    stop.cancel();
+    ending.stop();
     within(task).await.unwrap();
     assert_eq!(rest(&mut client).await, "");
     assert!(within(UnixStream::connect(&path)).await.is_err());
@@ -276,7 +287,7 @@ async fn the_stop_lets_a_request_finish_and_takes_no_more() {
     let mut busy = server.send(HOLD).await;
     server.gate.entered().await;
 
-    server.stop.cancel();
+    server.ending.stop();
     assert_eq!(rest(&mut idle).await, "");
     assert!(within(TcpStream::connect(server.address)).await.is_err(), "the listener is still open");
     assert!(!server.task.is_finished());
@@ -293,7 +304,7 @@ async fn the_stop_is_heard_at_the_connection_limit() {
     let mut client = server.send(GET).await;
     answer(&mut client).await;
     let mut waiting = server.send(GET).await;
-    server.stop.cancel();
+    server.ending.stop();
     within(server.task).await.unwrap();
     assert_eq!(rest(&mut waiting).await, "");
 }
@@ -304,7 +315,7 @@ async fn the_stop_drops_what_outlasts_the_grace() {
     let mut client = server.send(HOLD).await;
     server.gate.entered().await;
     let begun = Instant::now();
-    server.stop.cancel();
+    server.ending.stop();
     within(server.task).await.unwrap();
     assert!(begun.elapsed() >= SHORT, "after {:?}", begun.elapsed());
     assert!(server.gate.dropped.is_cancelled());
@@ -356,7 +367,7 @@ async fn a_panic_costs_its_own_connection() {
     let mut client = server.send(b"GET /panic HTTP/1.1\r\nhost: test\r\n\r\n").await;
     assert_eq!(rest(&mut client).await, "");
     server.assert_serves().await;
-    server.stop.cancel();
+    server.ending.stop();
     within(server.task).await.unwrap();
 }
 
@@ -384,7 +395,7 @@ async fn time_to_answer(errors: VecDeque<io::Error>) -> Duration {
     let address = listener.local_addr().unwrap();
     let listener = Failing { listener, errors: Mutex::new(errors) };
     let begun = Instant::now();
-    let task = tokio::spawn(serve(listener, router(&Gate::new()), patient(), CancellationToken::new()));
+    let task = tokio::spawn(serve(listener, router(&Gate::new()), patient(), Ending::default().part(None)));
     let mut client = within(TcpStream::connect(address)).await.unwrap();
     client.write_all(GET).await.unwrap();
     assert!(answer(&mut client).await.contains("200 OK"));
@@ -412,4 +423,116 @@ async fn failures_to_accept_are_logged_once_in_a_while() {
     }
     assert!(failures.logged.is_some());
     assert_eq!(failures.unlogged, 4);
+}
+
+/// Asks, and says whether the answer ends the connection.
+async fn is_last(client: &mut TcpStream) -> bool {
+    client.write_all(GET).await.unwrap();
+    let answer = answer(client).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer.contains("connection: close")
+}
+
+#[tokio::test]
+async fn draining_ends_busy_connections_with_their_next_answer_and_idle_ones_after_a_while() {
+    let server = Server::start(patient()).await;
+    let (mut busy, mut idle) = (server.connect().await, server.connect().await);
+    assert!(!is_last(&mut busy).await && !is_last(&mut idle).await);
+    server.ending.drain();
+    let begun = Instant::now();
+    assert!(is_last(&mut busy).await);
+    assert_eq!(rest(&mut busy).await, "");
+    let mut late = server.connect().await;
+    assert!(is_last(&mut late).await, "new connections are still accepted");
+    assert_eq!(rest(&mut idle).await, "");
+    assert!(begun.elapsed() >= SHORT, "an idle client had {:?} to ask", begun.elapsed());
+    assert!(!server.task.is_finished());
+    within(server.ending.close()).await;
+    within(server.task).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_closed_server_leaves_connections_in_the_queue_for_whoever_comes_next() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let again = || TcpListener::from_std(listener.try_clone().unwrap()).unwrap();
+    let serve = |ending: &Ending| tokio::spawn(serve_tcp(again(), router(&Gate::new()), patient(), ending.part(None)));
+    let first = Ending::default();
+    let task = serve(&first);
+    first.drain();
+    within(first.close()).await;
+    within(task).await.unwrap();
+    let mut waiting = within(TcpStream::connect(address)).await.unwrap();
+    waiting.write_all(GET).await.unwrap();
+    let second = Ending::default();
+    let task = serve(&second);
+    assert!(answer(&mut waiting).await.contains("200 OK"));
+    second.stop();
+    within(task).await.unwrap();
+}
+
+#[tokio::test]
+async fn closing_lasts_until_what_was_accepted_in_the_last_moment_is_known() {
+    let server = Server::start(patient()).await;
+    server.assert_serves().await;
+    let closing = server.ending.close();
+    // The server has not run since, and may have something in its hands.
+    let mut closing = pin!(closing);
+    assert!(closing.as_mut().now_or_never().is_none());
+    within(closing).await;
+    assert!(within(TcpStream::connect(server.address)).await.is_err(), "the listener is still open");
+    within(server.task).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_state_is_held_by_what_may_need_it_and_by_nothing_else() {
+    // In these tests, only requests to /hold need none.
+    let server = Server::start(patient()).await;
+    let released = async |limit| timeout(limit, server.ending.released()).await.is_ok();
+    assert!(released(BOUND).await);
+    let mut idle = server.connect().await;
+    assert!(!is_last(&mut idle).await);
+    assert!(!released(SHORT).await, "another request may come");
+    drop(idle);
+    assert!(released(BOUND).await);
+    let mut free = server.send(HOLD).await;
+    server.gate.entered().await;
+    assert!(released(BOUND).await, "it does not need the state");
+    let stalled = server.send(b"POST /body HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\n").await;
+    within(async {
+        while !server.ending.is_held() {
+            sleep(PAUSE).await
+        }
+    })
+    .await;
+    server.ending.drain();
+    within(server.ending.close()).await;
+    assert!(!released(SHORT).await, "it does");
+    server.ending.abandon();
+    assert!(released(BOUND).await);
+    server.gate.released.add_permits(1);
+    assert!(rest(&mut free).await.ends_with("released"), "only what held the state was dropped");
+    drop(stalled);
+    within(server.task).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_whose_long_answer_did_not_say_so_may_ask_once_more() {
+    let server = Server::start(patient()).await;
+    let mut client = server.send(b"GET /slow HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    server.gate.entered().await;
+    server.ending.drain();
+    within(server.ending.close()).await;
+    // Longer than an idle connection is kept.
+    sleep(QUIET + SHORT).await;
+    server.gate.released.add_permits(1);
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"0\r\n\r\n") {
+        seen.push(within(client.read_u8()).await.unwrap());
+    }
+    let seen = String::from_utf8(seen).unwrap();
+    assert!(seen.contains("begun") && seen.contains("released") && !seen.contains("connection: close"), "{seen}");
+    assert!(is_last(&mut client).await);
+    within(server.task).await.unwrap();
 }

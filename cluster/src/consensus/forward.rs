@@ -15,9 +15,10 @@ use crate::ids::NodeId;
 use crate::rows::{Answer, Command};
 use crate::transport::{Channels, Inject, Purpose};
 use crate::wire::mesh_client::MeshClient;
+use crate::wire::pass_on_answer::Outcome as PassedOn;
 use crate::wire::propose_answer::Outcome as Proposed;
 use crate::wire::read_index_answer::Outcome as ReadOutcome;
-use crate::wire::{ProposeRequest, ReadIndexRequest};
+use crate::wire::{PassOnRequest, ProposeRequest, ReadIndexRequest};
 
 /// How many reads may wait for one question to the leader.
 const READS: usize = 4096;
@@ -63,6 +64,18 @@ impl Forward {
             Some(Proposed::Leader(leader)) => Err(ProposeError::NotLeader(NodeId(leader))),
             Some(Proposed::Overloaded(_)) => Err(ProposeError::Overloaded),
             Some(Proposed::Unknown(_)) | None => Err(unknown()),
+        }
+    }
+
+    /// Asks the leader to give up the lead.
+    pub async fn pass_on(&self, leader: NodeId, wish: Option<NodeId>, limit: Duration) -> Result<NodeId, String> {
+        let request = PassOnRequest { to: wish.map_or(0, |node| node.0) };
+        let asked = tokio::time::timeout(limit + ASK_LIMIT, self.client(leader).pass_on(request)).await;
+        let answer = asked.map_err(|_| "the leader does not answer".to_owned())?;
+        match answer.map_err(|status| status.message().to_owned())?.into_inner().outcome {
+            Some(PassedOn::Leader(leader)) => Ok(NodeId(leader)),
+            Some(PassedOn::Refused(why)) => Err(why),
+            None => Err("the leader says nothing".to_owned()),
         }
     }
 

@@ -12,6 +12,7 @@ mod raft;
 mod service;
 mod state_machine;
 mod timing;
+mod transfer;
 
 #[cfg(test)]
 mod conformance;
@@ -25,3 +26,4 @@ pub use log_store::LogStore;
 pub use raft::{Consensus, MAX_COMMAND, Options, Role, Status, parse_retry_key, retry_key};
 pub use state_machine::{SnapshotBuilder, StateMachine};
 pub use timing::Timing;
+pub use transfer::{PASS_ON_LIMIT, Transferred};

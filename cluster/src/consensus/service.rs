@@ -15,15 +15,18 @@ use super::convert::{
     vote_from_wire, vote_request_from_wire, vote_to_wire, voted_to_wire,
 };
 use super::raft::{Consensus, Machine};
+use super::transfer::PASS_ON_LIMIT;
 use super::{ProposeError, ReadError};
+use crate::ids::NodeId;
 use crate::rows::Command;
 use crate::storage::{IncomingSnapshot, SnapshotFile, SnapshotStore, StoredMembership};
+use crate::wire::pass_on_answer::Outcome as PassedOn;
 use crate::wire::propose_answer::Outcome as Proposed;
 use crate::wire::read_index_answer::Outcome as ReadOutcome;
 use crate::wire::{
-    AppendAnswer, AppendRequest, Done, ProposeAnswer, ProposeRequest, ReadIndexAnswer, ReadIndexRequest,
-    SnapshotAnswer, SnapshotBegin, SnapshotEnd, SnapshotPart, TransferAnswer, TransferRequest, VoteAnswer, VoteRequest,
-    mesh_server, raft_server, snapshot_part::Part,
+    AppendAnswer, AppendRequest, Done, PassOnAnswer, PassOnRequest, ProposeAnswer, ProposeRequest, ReadIndexAnswer,
+    ReadIndexRequest, SnapshotAnswer, SnapshotBegin, SnapshotEnd, SnapshotPart, TransferAnswer, TransferRequest,
+    VoteAnswer, VoteRequest, mesh_server, raft_server, snapshot_part::Part,
 };
 
 /// Takes Raft's messages.
@@ -142,6 +145,15 @@ impl mesh_server::Mesh for MeshService {
             Err(error @ ProposeError::Stopped(_)) => return Err(stopped(error)),
         };
         Ok(Response::new(ProposeAnswer { outcome: Some(outcome) }))
+    }
+
+    async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnAnswer>, Status> {
+        let wish = Some(NodeId(request.get_ref().to)).filter(|node| node.0 != 0);
+        let outcome = match self.consensus.pass_on_here(wish, PASS_ON_LIMIT).await {
+            Ok(leader) => PassedOn::Leader(leader.0),
+            Err(why) => PassedOn::Refused(why),
+        };
+        Ok(Response::new(PassOnAnswer { outcome: Some(outcome) }))
     }
 
     async fn read_index(&self, _: Request<ReadIndexRequest>) -> Result<Response<ReadIndexAnswer>, Status> {

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::{FoundingOptions, Identity, JoinError, JoinToken, MeshSockets, Node, NodeOptions, StartError, found, join};
 use crate::clock::SystemClock;
-use crate::consensus::{Role, Timing};
+use crate::consensus::{Role, Timing, Transferred};
 use crate::ids::NodeId;
 use crate::leader::{Membership, Retention};
 use crate::membership::Profile;
@@ -189,6 +189,26 @@ async fn the_loss_of_the_leader_loses_no_acknowledged_write() {
     };
     let hashes = eventually("equal indexes", same).await;
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "equal states at an equal index");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lead_passes_to_another_voter_on_request_and_writes_wait_for_it() {
+    let alone = Fleet::founded().await;
+    let limit = Duration::from_secs(20);
+    assert_eq!(alone.node(0).consensus().transfer(None, limit).await, Ok(Transferred::Nobody));
+    set_port(alone.node(0), 5000).await;
+    let fleet = Fleet::of_three().await;
+    let leads = |index: &usize| matches!(fleet.node(*index).consensus().status().role, Role::Leader { .. });
+    for turn in 0..3_u16 {
+        let before = eventually("a leader", || (0..3).find(leads)).await;
+        let follower = (before + 1) % 3;
+        assert_eq!(fleet.node(follower).consensus().transfer(None, limit).await, Ok(Transferred::NotLeader));
+        let node = fleet.node(before);
+        let (moved, ()) = tokio::join!(node.consensus().transfer(None, limit), set_port(node, 6000 + u64::from(turn)));
+        let Ok(Transferred::To(leader)) = moved else { panic!("{moved:?}") };
+        assert_ne!(leader, node.identity().node);
+        assert_eq!(port(fleet.node(follower)).await, Some(6000 + u64::from(turn)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -39,7 +39,9 @@ use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
 use crate::sealing::{HolderKey, Keyring};
 use crate::state::{Damaged, FEATURE_LEVELS, Row, View};
 use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
-use crate::transport::{Authority, Channels, Check, Mesh, PeerConnection, Registered, Registry, TlsIdentity, serve};
+use crate::transport::{
+    Authority, Channels, Check, Gate, Mesh, PeerConnection, Registered, Registry, TlsIdentity, serve,
+};
 
 /// How long a node may take to catch up with what it knew before it was restarted.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
@@ -166,6 +168,7 @@ pub struct Node {
     identity: Identity,
     channels: Arc<Channels>,
     askers: Mutex<Option<mpsc::Receiver<PeerConnection>>>,
+    gate: Gate,
     gossip: Gossip,
     facts: watch::Sender<Facts>,
     stop: CancellationToken,
@@ -248,7 +251,8 @@ impl Node {
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
             .add_routes(services.routes());
         let (peers, askers) = mpsc::channel(ASKERS);
-        let mesh = Mesh { listener: mesh, identity: Arc::clone(&tls), registered, peers };
+        let gate = Gate::default();
+        let mesh = Mesh { listener: mesh, identity: Arc::clone(&tls), registered, peers, gate: gate.clone() };
         tasks.spawn(serve(mesh, router, stop.clone()));
         tasks.spawn(until(stop.clone(), answer_reads(Arc::clone(&consensus))));
         tasks.spawn(until(stop.clone(), follower.follow(from)));
@@ -263,7 +267,7 @@ impl Node {
         tasks.spawn(until(stop.clone(), report));
         tasks.spawn(until(stop.clone(), tell_progress(Arc::clone(&consensus), facts.clone())));
         let askers = Mutex::new(Some(askers));
-        Ok(Self { consensus, keyring, identity, channels, askers, gossip, facts, stop, tasks })
+        Ok(Self { consensus, keyring, identity, channels, askers, gate, gossip, facts, stop, tasks })
     }
 
     /// The replicated log and state.
@@ -294,6 +298,12 @@ impl Node {
     #[must_use]
     pub fn take_askers(&self) -> Option<mpsc::Receiver<PeerConnection>> {
         self.askers.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Accepts nothing more on the mesh listener; what waits there waits for whoever accepts from that socket next. The
+    /// connections that are open go on.
+    pub async fn close_mesh(&self) {
+        self.gate.close().await;
     }
 
     /// What it has heard of the others.

@@ -20,5 +20,5 @@ pub use channels::{Channels, Purpose};
 pub use registry::{Peer, Registered, Registry};
 pub(crate) use route::{Check, Inject};
 pub use server::PeerConnection;
-pub(crate) use server::{Mesh, serve};
+pub(crate) use server::{Gate, Mesh, serve};
 pub(crate) use tls::join_config;

@@ -33,6 +33,9 @@ const STRANGER_LIMIT: Duration = Duration::from_secs(60);
 /// How long shaking hands may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long handshakes under way may take when nothing more is accepted.
+const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
+
 /// How long calls under way may take when the node stops.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -57,16 +60,41 @@ pub(crate) struct Mesh {
     pub registered: Arc<Registered>,
     /// Where the connections go on which gateways ask each other.
     pub peers: mpsc::Sender<PeerConnection>,
+    /// When to accept nothing more.
+    pub gate: Gate,
+}
+
+/// Ends the accepting of connections, and leaves those that are there alone. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gate {
+    close: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl Gate {
+    /// Accepts nothing more, and waits until what was accepted has been handed on.
+    pub async fn close(&self) {
+        self.close.cancel();
+        self.closed.cancelled().await;
+    }
 }
 
 /// Serves the services on the mesh listener until told to stop.
 pub(crate) async fn serve(mesh: Mesh, services: Router, stop: CancellationToken) {
+    // Whoever waits for the end of the accepting need not wait longer than this.
+    let _closed = mesh.gate.closed.clone().drop_guard();
     let config = match server_config(&mesh.identity, Arc::clone(&mesh.registered)) {
         Ok(config) => Arc::new(config),
         Err(error) => return tracing::error!(%error, "the mesh listener has no TLS"),
     };
     let (to_server, incoming) = mpsc::channel(16);
-    let accepting = accept(mesh.listener, config, mesh.registered, to_server, mesh.peers);
+    // Without it the server would end with the accepting.
+    let _open = to_server.clone();
+    let accepting = async {
+        accept(mesh.listener, config, mesh.registered, to_server, mesh.peers, &mesh.gate.close).await;
+        mesh.gate.closed.cancel();
+        std::future::pending::<()>().await;
+    };
     let stopped = stop.clone();
     let serving = services.serve_with_incoming_shutdown(Incoming(incoming), async move { stopped.cancelled().await });
     let mut serving = std::pin::pin!(serving);
@@ -89,14 +117,21 @@ async fn accept(
     registered: Arc<Registered>,
     to_server: mpsc::Sender<io::Result<Connection>>,
     peers: mpsc::Sender<PeerConnection>,
+    close: &CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
+        let next = async { Some((Arc::clone(&places).acquire_owned().await.ok()?, listener.accept().await)) };
+        let accepted = tokio::select! {
+            biased;
+            () = close.cancelled() => None,
+            next = next => next,
+        };
+        let Some((place, accepted)) = accepted else { break };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "the mesh listener does not accept");
@@ -123,6 +158,11 @@ async fn accept(
                 Err(_) => tracing::debug!("a connection to the mesh was too slow"),
             }
         });
+    }
+    drop(listener);
+    let last = async { while handshakes.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST_HANDSHAKES, last).await.is_err() {
+        tracing::debug!("some connections to the mesh were too slow");
     }
 }
 

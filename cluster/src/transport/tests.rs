@@ -13,7 +13,10 @@ use super::*;
 use crate::ids::{FleetId, NodeId, StoreId};
 use crate::wire::mesh_client::MeshClient;
 use crate::wire::mesh_server::{Mesh, MeshServer};
-use crate::wire::{ProposeAnswer, ProposeRequest, ReadIndexAnswer, ReadIndexRequest, read_index_answer::Outcome};
+use crate::wire::{
+    PassOnAnswer, PassOnRequest, ProposeAnswer, ProposeRequest, ReadIndexAnswer, ReadIndexRequest,
+    read_index_answer::Outcome,
+};
 
 const SERVER: NodeId = NodeId(1);
 const CLIENT: NodeId = NodeId(2);
@@ -26,6 +29,10 @@ struct Seven;
 impl Mesh for Seven {
     async fn propose(&self, _: Request<ProposeRequest>) -> Result<Response<ProposeAnswer>, Status> {
         Ok(Response::new(ProposeAnswer { outcome: None }))
+    }
+
+    async fn pass_on(&self, _: Request<PassOnRequest>) -> Result<Response<PassOnAnswer>, Status> {
+        Err(Status::unimplemented("not asked here"))
     }
 
     async fn read_index(&self, _: Request<ReadIndexRequest>) -> Result<Response<ReadIndexAnswer>, Status> {
@@ -69,6 +76,9 @@ struct Place {
     authority: (Authority, Vec<u8>),
     server: Party,
     address: String,
+    gate: Gate,
+    /// The listening socket, for somebody else.
+    again: std::net::TcpListener,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -78,8 +88,11 @@ impl Place {
         let fleet = FleetId::random();
         let authority = Authority::generate(fleet, SystemTime::now()).expect("an authority");
         let server = Party::of(&authority, SERVER, SystemTime::now());
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let again = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        again.set_nonblocking(true).expect("can be");
+        let listener = TcpListener::from_std(again.try_clone().expect("a handle")).expect("a listener");
         let address = listener.local_addr().expect("an address").to_string();
+        let gate = Gate::default();
         let registered = server.registered(fleet, known(&authority));
         let check = Check { registered: Arc::clone(&registered) };
         let mut routes = tonic::service::Routes::builder();
@@ -87,9 +100,9 @@ impl Place {
         let router = tonic::transport::Server::builder().add_routes(routes.routes());
         let stop = CancellationToken::new();
         let (peers, _) = tokio::sync::mpsc::channel(1);
-        let mesh = Listener { listener, identity: server.identity(), registered, peers };
+        let mesh = Listener { listener, identity: server.identity(), registered, peers, gate: gate.clone() };
         tokio::spawn(serve(mesh, router, stop.clone()));
-        Self { fleet, authority, server, address, _stop: stop.drop_guard() }
+        Self { fleet, authority, server, address, gate, again, _stop: stop.drop_guard() }
     }
 
     /// What the server says to this node, which takes the server for what it believes it to be.
@@ -153,6 +166,24 @@ async fn a_server_with_another_key_is_not_believed() {
     let other = Party::of(&place.authority, SERVER, SystemTime::now());
     let expected = Peer { tls_key: other.peer("").tls_key, ..place.server() };
     assert!(place.ask(&client, place.fleet, expected).await.is_err());
+}
+
+#[tokio::test]
+async fn when_nothing_more_is_accepted_open_connections_go_on_and_new_ones_wait_for_the_next_listener() {
+    let place = Place::with(|_| Vec::new()).await;
+    let client = Party::of(&place.authority, CLIENT, SystemTime::now());
+    let registered = client.registered(place.fleet, vec![place.server()]);
+    let channels = Channels::new(client.identity(), Arc::clone(&registered));
+    let inject = Inject { registered, to: SERVER };
+    let mut mesh = MeshClient::with_interceptor(channels.to(SERVER, Purpose::Calls), inject);
+    mesh.read_index(ReadIndexRequest {}).await.expect("an answer");
+    tokio::time::timeout(Duration::from_secs(20), place.gate.close()).await.expect("in time");
+    mesh.read_index(ReadIndexRequest {}).await.expect("an answer on the open connection");
+    let waiting = tokio::net::TcpStream::connect(&place.address).await.expect("the queue takes it");
+    let next = TcpListener::from_std(place.again.try_clone().expect("a handle")).expect("a listener");
+    let (_, peer) =
+        tokio::time::timeout(Duration::from_secs(20), next.accept()).await.expect("in time").expect("it waits");
+    assert_eq!(peer, waiting.local_addr().expect("an address"));
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ fn find(view: &View, reference: &str) -> Result<Stored<Model>, ApiError> {
 
 fn seal(member: &Member, id: ModelId, key: Given<String>) -> Result<Option<muster_cluster::rows::Sealed>, ApiError> {
     match key.value().filter(|key| !key.is_empty()) {
-        Some(key) => Ok(Some(member.keyring.seal(&api_key_name(id), &SecretText::new(key))?)),
+        Some(key) => Ok(Some(member.replica.keyring.seal(&api_key_name(id), &SecretText::new(key))?)),
         None => Ok(None),
     }
 }
