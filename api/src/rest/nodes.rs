@@ -131,6 +131,10 @@ struct Evicted {
 async fn evict(State(state): State<ApiState>, Path(id): Path<String>, write: Write) -> Result<Response, ApiError> {
     let member = state.member()?;
     let id: u64 = id.parse().map_err(|_| ApiError::field("id", "must be a number"))?;
+    // The state knows who leads a moment after the nodes do.
+    if member.consensus.status().leader == Some(NodeId(id)) {
+        return Err(ApiError::Conflict(format!("node {id} leads the fleet; let another one lead first")));
+    }
     let view = member.consensus.linearizable().await?;
     let fleet = view.fleet()?.unwrap_or_default();
     let left: Vec<_> = view.nodes()?.into_iter().map(|node| node.row).filter(|node| node.id != id).collect();
