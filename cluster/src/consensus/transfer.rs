@@ -3,11 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Consensus, Role, Status};
 use crate::ids::NodeId;
 
 /// How often it is looked who leads.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How long a voter may take to be heard.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long another node may take to take the lead when an operator asks for it.
 pub const PASS_ON_LIMIT: Duration = Duration::from_secs(5);
@@ -37,13 +42,17 @@ impl Consensus {
         if !matches!(status.role, Role::Leader { .. }) {
             return Ok(Transferred::NotLeader);
         }
-        // Whoever has not answered for as long as an election takes could not become the leader either.
-        let alive = self.heard_within(self.timing().election().1);
-        let matched = self.matched();
-        let candidates =
-            voters(&status).into_iter().filter(|node| alive.contains(node) && wish.is_none_or(|wish| wish == *node));
-        let Some(to) = candidates.max_by_key(|node| matched.get(node).copied()) else {
-            return Ok(Transferred::Nobody);
+        let deadline = Instant::now() + limit.min(ANSWER_LIMIT);
+        let to = loop {
+            if let Some(to) = self.candidate(&status, wish) {
+                break to;
+            }
+            // A node that has just begun to vote, or to lead, is heard in a moment.
+            let wished = |node: &NodeId| wish.is_none_or(|wish| wish == *node);
+            if Instant::now() >= deadline || !voters(&status).iter().any(wished) {
+                return Ok(Transferred::Nobody);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         };
         self.trigger_transfer(to).await?;
         let elsewhere = async {
@@ -59,6 +68,16 @@ impl Consensus {
 }
 
 impl Consensus {
+    /// The voter that is furthest of those that could lead now.
+    fn candidate(&self, status: &Status, wish: Option<NodeId>) -> Option<NodeId> {
+        // Whoever has not answered for as long as an election takes could not become the leader either.
+        let alive = self.heard_within(self.timing().election().1);
+        let matched = self.matched();
+        let wished = |node: &NodeId| wish.is_none_or(|wish| wish == *node);
+        let candidates = voters(status).into_iter().filter(|node| alive.contains(node) && wished(node));
+        candidates.max_by_key(|node| matched.get(node).copied())
+    }
+
     /// Has another node lead, whichever leads now. Returns who leads then.
     ///
     /// # Errors
