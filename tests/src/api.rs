@@ -46,6 +46,12 @@ impl Api {
         Self { http, endpoint: endpoint.to_owned(), key: None }
     }
 
+    /// Where it asks.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// A caller on a node's socket.
     ///
     /// # Panics

@@ -437,16 +437,21 @@ async fn tell_progress(consensus: Arc<Consensus>, facts: watch::Sender<Facts>) {
     }
 }
 
-/// Tells the fleet what this node is, if that has changed.
+/// Tells the fleet what this node is.
+///
+/// It is told at every start: of a process that has never written anything nobody could say whether a write that it wants to
+/// repeat is its first, or one that is too old to be remembered.
 async fn report(consensus: Arc<Consensus>, identity: Identity, facts: NodeFacts) {
+    let mut told = false;
     loop {
         match consensus.local().node(identity.node) {
-            Ok(Some(node)) if node.row.facts.as_ref() == Some(&facts) => return,
+            Ok(Some(node)) if told && node.row.facts.as_ref() == Some(&facts) => return,
             Ok(Some(_)) => {
                 let origin = Origin { principal: format!("node:{}", identity.node), ..Origin::default() };
                 let body = Body::ReportNode(ReportNode { id: identity.node.0, facts: Some(facts.clone()) });
-                if let Err(error) = consensus.propose_repeatable(origin, body).await {
-                    tracing::debug!(%error, "the fleet has not been told yet what this node is");
+                match consensus.propose(origin, body).await {
+                    Ok(_) => told = true,
+                    Err(error) => tracing::debug!(%error, "the fleet has not been told yet what this node is"),
                 }
             }
             // A node that has just joined does not find itself in its state at first.
