@@ -12,6 +12,8 @@ pub enum Need {
     Compiler,
     /// The right to mount a file system in a mount namespace.
     Mounts,
+    /// The right to make network namespaces, and the tools to join and to cut them.
+    Networks,
 }
 
 impl Need {
@@ -40,6 +42,11 @@ impl Need {
                 "unshare",
                 &["--mount", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"],
                 "no file system can be mounted (root needed)",
+            ),
+            Self::Networks => runs(
+                "unshare",
+                &["--net", "sh", "-c", crate::net::TRIAL],
+                "no network can be made and cut (root, iproute2 and nftables needed)",
             ),
         }
     }

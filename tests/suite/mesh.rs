@@ -1,131 +1,16 @@
 //! Three nodes as three processes: joining over the network, writing and reading through any of them, and signal 9.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use muster_tests::api::{Api, try_send};
-use muster_tests::fleet::{Home, Node, PATIENCE, outcome};
-use muster_tests::process::{Signal, number, wait_for};
-use serde_json::{Value, json};
-
-/// A preset token, and obviously one of a test.
-const ADMIN: &str = "token-of-the-tests-administrator";
-
-/// One machine: its home, its ports, its process.
-struct Machine {
-    home: Home,
-    api: String,
-    mesh: String,
-    node: Option<Node>,
-}
-
-/// A port that was free a moment ago. It must stay the same when the node is started again.
-fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").to_string()
-}
-
-impl Machine {
-    fn new() -> Self {
-        Self { home: Home::new(), api: free_address(), mesh: free_address(), node: None }
-    }
-
-    fn start(&mut self, name: &str, arguments: &[&str]) {
-        let mut command = self.home.command(["serve", "--name", name, "--api", &self.api, "--mesh", &self.mesh]);
-        command.args(arguments).env("MUSTER_ADMIN_TOKEN", ADMIN);
-        self.node = Some(Node::start_command(&self.home, &mut command));
-    }
-
-    fn kill(&mut self) {
-        self.node.take().expect("is running").process().kill();
-    }
-
-    fn signal(&mut self, signal: Signal) {
-        self.node.as_mut().expect("is running").process().signal(signal);
-    }
-
-    fn api(&self) -> Api {
-        Api::new(&format!("http://{}", self.api)).with_key(ADMIN)
-    }
-}
-
-struct Mesh {
-    machines: Vec<Machine>,
-    token: String,
-}
-
-fn name(index: usize) -> String {
-    format!("node-{}", index + 1)
-}
-
-impl Mesh {
-    fn of_three() -> Self {
-        let mut first = Machine::new();
-        first.start(&name(0), &["--bootstrap"]);
-        first.node.as_mut().expect("is running").ready();
-        let created = first.home.muster(&["token", "create", "-o", "json"]);
-        let token = created.json()["token"].as_str().expect("a token").to_owned();
-        let mut mesh = Self { machines: vec![first], token };
-        for index in 1..3 {
-            let mut machine = Machine::new();
-            let through = mesh.machines[index - 1].mesh.clone();
-            machine.start(&name(index), &["--join", &through, "--join-token", &mesh.token]);
-            mesh.machines.push(machine);
-        }
-        mesh.ready();
-        mesh
-    }
-
-    /// Waits until every machine that runs is ready, which the third is when it votes.
-    fn ready(&mut self) {
-        for machine in &mut self.machines {
-            if let Some(node) = &mut machine.node {
-                node.ready();
-            }
-        }
-    }
-
-    fn api(&self, index: usize) -> Api {
-        self.machines[index].api()
-    }
-
-    fn leader(&self) -> usize {
-        wait_for(PATIENCE, "a leader", || {
-            self.machines.iter().position(|machine| {
-                let answer = machine
-                    .node
-                    .as_ref()
-                    .map(|_| try_send(machine.api().request("GET", "/api/cluster?consistency=local")));
-                matches!(answer, Some(Ok(answer)) if answer.body["role"] == "leader")
-            })
-        })
-    }
-
-    fn restart(&mut self, index: usize) {
-        self.machines[index].start(&name(index), &[]);
-    }
-
-    /// The state hash of every node at one index.
-    fn hashes(&self) -> BTreeSet<String> {
-        wait_for(PATIENCE, "all nodes at one index", || {
-            let seen: Vec<_> = self
-                .machines
-                .iter()
-                .map(|machine| machine.api().get("/api/cluster?consistency=local").body)
-                .map(|body| (body["appliedIndex"].as_u64(), body["stateHash"].as_str().map(ToOwned::to_owned)))
-                .collect();
-            let same = seen.iter().all(|(index, _)| index.is_some() && *index == seen[0].0);
-            same.then(|| seen.into_iter().filter_map(|(_, hash)| hash).collect())
-        })
-    }
-}
-
-fn model(name: &str) -> Value {
-    json!({"name": name, "provider": "openai-compatible", "modelId": "x", "baseUrl": "http://10.0.0.1:9/v1"})
-}
+use muster_tests::fleet::{Home, PATIENCE, outcome};
+use muster_tests::mesh::{Mesh, free_address};
+use muster_tests::process::{number, wait_for};
+use muster_tests::registers::model;
+use serde_json::Value;
 
 fn names(answer: &Value) -> Vec<String> {
     let models = answer["models"].as_array().expect("a list").iter();
@@ -299,7 +184,7 @@ fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
     let mut mesh = Mesh::of_three();
     let _ = mesh.api(0).post("/api/models", &model("before")).expect(201);
     let frozen = mesh.leader();
-    mesh.machines[frozen].signal(Signal::STOP);
+    mesh.machines[frozen].process().freeze();
     let other = (frozen + 1) % 3;
     // Asked before anybody knows that the leader is gone; nobody may have to wait behind it once there is another.
     let fresh = mesh.api(other);
@@ -320,7 +205,7 @@ fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
         // They wait in its socket, and are the first that it sees when it wakes, still taking itself for the leader.
         let early: Vec<_> =
             (0..8).map(|_| scope.spawn(|| try_send(api.request("GET", "/api/models")).expect("an answer"))).collect();
-        mesh.machines[frozen].signal(Signal::CONT);
+        mesh.machines[frozen].process().thaw();
         for answer in early.into_iter().map(|thread| thread.join().expect("ends")) {
             match answer.status {
                 200 => assert!(names(&answer.body).contains(&"during".to_owned()), "stale: {answer}"),
@@ -331,6 +216,28 @@ fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
     mesh.ready();
     assert_eq!(names(&mesh.api(frozen).get("/api/models").expect(200).body), ["during", "before"]);
     assert_eq!(mesh.hashes().len(), 1, "equal states at an equal index");
+}
+
+/// A write of unknown outcome names the key that tells: done now, or done before.
+#[test]
+#[ignore = "nothing is remembered of a process that has not written before, so its first write is taken for a forgotten one"]
+fn the_first_write_of_a_process_can_be_repeated_when_its_outcome_was_unknown() {
+    let mut mesh = Mesh::of_three();
+    let asked = (mesh.leader() + 1) % 3;
+    let others = [(asked + 1) % 3, (asked + 2) % 3];
+    for other in others {
+        mesh.machines[other].process().freeze();
+    }
+    let write = mesh.api(asked).post("/api/models", &model("first"));
+    for other in others {
+        mesh.machines[other].process().thaw();
+    }
+    assert_eq!((write.status, write.body["code"].as_str()), (504, Some("OUTCOME_UNKNOWN")), "{write}");
+    let key = write.body["idempotencyKey"].as_str().expect("the key to repeat it with");
+    wait_for(PATIENCE, "a quorum", || (mesh.api(asked).get("/api/models").status == 200).then_some(()));
+    let made = mesh.api(others[0]).post_once("/api/models", &model("first"), key).expect(201);
+    let again = mesh.api(asked).post_once("/api/models", &model("first"), key).expect(201);
+    assert_eq!(made.body["id"], again.body["id"]);
 }
 
 #[test]

@@ -1,0 +1,206 @@
+//! Three nodes as three processes, on this machine's loopback or with a network between them that can fail.
+
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+
+use serde_json::Value;
+
+use crate::api::{Api, try_send};
+use crate::fleet::{Home, Node, PATIENCE};
+use crate::net::Network;
+use crate::process::{Process, wait_for};
+
+/// A preset token, and obviously one of a test.
+const ADMIN: &str = "token-of-the-tests-administrator";
+
+/// One machine: its home, its addresses, its process.
+#[derive(Debug)]
+pub struct Machine {
+    // Ended before the directory goes.
+    node: Option<Node>,
+    /// Its directory.
+    pub home: Home,
+    /// Where its mesh listens.
+    pub mesh: String,
+    listens: String,
+    api: Api,
+}
+
+/// A port that was free a moment ago. It must stay the same when the node is started again.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+impl Machine {
+    fn new(listens: String, mesh: String) -> Self {
+        let api = Api::new(&format!("http://{listens}")).with_key(ADMIN);
+        Self { node: None, home: Home::new(), mesh, listens, api }
+    }
+
+    /// Kills its process with signal 9.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill(&mut self) {
+        self.node.take().expect("is running").process().kill();
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn process(&mut self) -> &mut Process {
+        self.node.as_mut().expect("is running").process()
+    }
+}
+
+/// The nodes of a fleet.
+#[derive(Debug)]
+pub struct Mesh {
+    /// Each node.
+    pub machines: Vec<Machine>,
+    /// What lets more nodes join.
+    pub token: String,
+    network: Option<Network>,
+}
+
+fn name(index: usize) -> String {
+    format!("node-{}", index + 1)
+}
+
+impl Mesh {
+    /// Three nodes on loopback, all of them voters.
+    #[must_use]
+    pub fn of_three() -> Self {
+        let machines = (0..3).map(|_| Machine::new(free_address(), free_address())).collect();
+        Self::joined(machines, None)
+    }
+
+    /// Three nodes in networks of their own, all of them voters.
+    #[must_use]
+    pub fn in_networks() -> Self {
+        let network = Network::new(3);
+        // Made afterwards: what asks a node must be where the node can be reached.
+        let machines =
+            (0..3).map(|node| Machine::new(Network::api_address(node), Network::mesh_address(node))).collect();
+        Self::joined(machines, Some(network))
+    }
+
+    fn joined(machines: Vec<Machine>, network: Option<Network>) -> Self {
+        let mut mesh = Self { machines, token: String::new(), network };
+        mesh.start(0, &["--bootstrap"]);
+        mesh.machines[0].node.as_mut().expect("is running").ready();
+        let created = mesh.machines[0].home.muster(&["token", "create", "-o", "json"]);
+        created.json()["token"].as_str().expect("a token").clone_into(&mut mesh.token);
+        for index in 1..mesh.machines.len() {
+            let (through, token) = (mesh.machines[index - 1].mesh.clone(), mesh.token.clone());
+            mesh.start(index, &["--join", &through, "--join-token", &token]);
+        }
+        mesh.ready();
+        mesh
+    }
+
+    fn start(&mut self, index: usize, arguments: &[&str]) {
+        let machine = &mut self.machines[index];
+        let listening = ["--api", machine.listens.as_str(), "--mesh", machine.mesh.as_str()];
+        let mut command = machine.home.command(["serve", "--name", &name(index)]);
+        command.args(listening).args(arguments).env("MUSTER_ADMIN_TOKEN", ADMIN);
+        if let Some(network) = &self.network {
+            // Nobody else can reach this network.
+            command = network.enter(index, command.arg("--insecure-http"));
+        }
+        machine.node = Some(Node::start_command(&machine.home, &mut command));
+    }
+
+    /// Starts a node that does not run any more.
+    pub fn restart(&mut self, index: usize) {
+        self.start(index, &[]);
+    }
+
+    /// The network between the nodes.
+    ///
+    /// # Panics
+    /// When they are on loopback.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("nodes in networks of their own")
+    }
+
+    /// Waits until every machine that runs is ready, which the third is when it votes.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub fn ready(&mut self) {
+        for machine in &mut self.machines {
+            if let Some(node) = &mut machine.node {
+                node.ready();
+            }
+        }
+    }
+
+    /// The administrator, asking this node.
+    #[must_use]
+    pub fn api(&self, index: usize) -> Api {
+        self.machines[index].api.clone()
+    }
+
+    /// The administrator, asking each node.
+    #[must_use]
+    pub fn apis(&self) -> Vec<Api> {
+        (0..self.machines.len()).map(|index| self.api(index)).collect()
+    }
+
+    /// What this node says of the fleet from its own state; nothing if it does not answer.
+    #[must_use]
+    pub fn cluster(&self, index: usize) -> Option<Value> {
+        let machine = &self.machines[index];
+        let answer =
+            try_send(machine.node.as_ref().map(|_| machine.api.request("GET", "/api/cluster?consistency=local"))?);
+        answer.ok().filter(|answer| answer.status == 200).map(|answer| answer.body)
+    }
+
+    /// Who leads: of those who think so, the one with the highest term.
+    ///
+    /// # Panics
+    /// When nobody does for too long.
+    #[must_use]
+    pub fn leader(&self) -> usize {
+        self.leader_among(&(0..self.machines.len()).collect::<Vec<_>>())
+    }
+
+    /// Who of these leads.
+    ///
+    /// # Panics
+    /// When none of them does for too long.
+    #[must_use]
+    pub fn leader_among(&self, nodes: &[usize]) -> usize {
+        wait_for(PATIENCE, "a leader", || {
+            let leading = nodes.iter().filter_map(|index| {
+                let cluster = self.cluster(*index).filter(|cluster| cluster["role"] == "leader")?;
+                Some((cluster["term"].as_u64(), *index))
+            });
+            leading.max().map(|(_, index)| index)
+        })
+    }
+
+    /// The state hash of every node at one index.
+    ///
+    /// # Panics
+    /// When they do not come to one index.
+    #[must_use]
+    pub fn hashes(&self) -> BTreeSet<String> {
+        wait_for(PATIENCE, "all nodes at one index", || {
+            let seen: Vec<_> = (0..self.machines.len())
+                .map(|index| self.cluster(index).unwrap_or_default())
+                .map(|body| (body["appliedIndex"].as_u64(), body["stateHash"].as_str().map(ToOwned::to_owned)))
+                .collect();
+            let same = seen.iter().all(|(index, _)| index.is_some() && *index == seen[0].0);
+            same.then(|| seen.into_iter().filter_map(|(_, hash)| hash).collect())
+        })
+    }
+}
