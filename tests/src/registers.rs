@@ -120,7 +120,7 @@ impl Registers {
     fn local_reader(&self, node: usize, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         while !self.stop.load(Ordering::Relaxed) {
-            let _ = self.call(node, random.random_range(0..self.names.len()), What::ReadLocal, None, false);
+            let _ = self.call(node, random.random_range(self.numbers()), What::ReadLocal, None, false);
             std::thread::sleep(PAUSE);
         }
     }
@@ -129,18 +129,23 @@ impl Registers {
         let mut random = StdRng::seed_from_u64(seed);
         let mut known = vec![None; self.names.len()];
         while !self.stop.load(Ordering::Relaxed) {
-            let register = random.random_range(0..self.names.len());
+            let register = random.random_range(self.numbers());
             let new = || self.values.fetch_add(1, Ordering::Relaxed);
             let what = match (random.random_range(0..100), known[register]) {
                 (0..40, _) => What::Read,
                 (40..70, Some((value, _))) => What::Swap(value, new()),
                 _ => What::Write(new()),
             };
-            let version = known[register].map(|(_, version)| version);
+            let before = known[register].map(|(_, version)| version);
             // Most callers want to know, and some never ask again.
             let insists = random.random_bool(0.75);
-            if let Outcome::Ok(value, version) = self.call(node, register, what, version, insists) {
+            let outcome = self.call(node, register, what, before, insists);
+            if let Outcome::Ok(value, version) = outcome {
                 known[register] = Some((value, version));
+                // Some do not believe it, or their first answer was lost on its way.
+                if what.writes().is_some() && random.random_bool(0.05) {
+                    self.repeat(node, register, what, before, outcome);
+                }
             }
         }
     }
@@ -162,6 +167,13 @@ impl Registers {
         let call = Call { register, node, what, outcome, begun, ended: self.start.elapsed() };
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
         outcome
+    }
+
+    /// The repetition of a write is answered as the write was, and nothing is done.
+    fn repeat(&self, node: usize, register: usize, what: What, version: Option<u64>, first: Outcome) {
+        let again = self.ask((node + 1) % self.apis.len(), register, what, version);
+        let unanswered = matches!(again, Outcome::Refused | Outcome::Unknown);
+        assert!(unanswered || again == first, "{what:?} was {first:?}, and the same again was {again:?}");
     }
 
     fn ask(&self, node: usize, register: usize, what: What, version: Option<u64>) -> Outcome {
@@ -192,6 +204,17 @@ impl Registers {
         let asked = Asked { node, what, outcome, begun, took };
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
         outcome
+    }
+
+    /// The registers.
+    #[must_use]
+    pub fn numbers(&self) -> std::ops::Range<usize> {
+        0..self.names.len()
+    }
+
+    /// Reads the newest value of a register through this node.
+    pub fn read(&self, node: usize, register: usize) {
+        let _ = self.call(node, register, What::Read, None, false);
     }
 
     /// The calls so far.
@@ -231,7 +254,7 @@ impl Registers {
     /// When it can not be explained, or a node does not answer.
     pub fn check(&self) -> Figures {
         for node in 0..self.apis.len() {
-            for register in 0..self.names.len() {
+            for register in self.numbers() {
                 for what in [What::Read, What::ReadLocal] {
                     wait_for(PATIENCE, "a last read", || {
                         matches!(self.call(node, register, what, None, false), Outcome::Ok(..)).then_some(())

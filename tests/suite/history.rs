@@ -42,7 +42,13 @@ fn cause(mesh: &mut Mesh, registers: &Registers, fault: Fault, random: &mut StdR
     let first = registers.wait_for_each(FAILOVER, begun, &others, writes);
     let led_by = mesh.leader_among(&others);
     match fault {
-        Fault::FreezeLeader => mesh.machines[victim].process().thaw(),
+        Fault::FreezeLeader => std::thread::scope(|scope| {
+            // Asked for once the others have written, and among the first that it sees when it wakes.
+            for register in registers.numbers() {
+                let _ = scope.spawn(move || registers.read(victim, register));
+            }
+            mesh.machines[victim].process().thaw();
+        }),
         Fault::KillLeader | Fault::KillFollower => mesh.restart(victim),
     }
     println!("{fault:?} (node {victim}): first write after {} ms, node {led_by} leads", first.as_millis());
@@ -50,7 +56,6 @@ fn cause(mesh: &mut Mesh, registers: &Registers, fault: Fault, random: &mut StdR
     registers.wait_for_each(FAILOVER, Instant::now(), &[victim], |what| what == What::Read);
 }
 
-///
 #[test]
 fn all_that_callers_see_has_an_explanation_while_nodes_are_killed_and_frozen() {
     let mut mesh = Mesh::of_three();

@@ -316,7 +316,6 @@ fn once(name: &str, fault: fn(&Mesh, &Registers)) {
     }
 }
 
-///
 #[test]
 fn a_leader_that_is_cut_off_answers_nothing_that_it_can_not_know_and_the_others_go_on() {
     once("leader cut off", leader_cut_off);
