@@ -223,19 +223,20 @@ fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
 #[ignore = "nothing is remembered of a process that has not written before, so its first write is taken for a forgotten one"]
 fn the_first_write_of_a_process_can_be_repeated_when_its_outcome_was_unknown() {
     let mut mesh = Mesh::of_three();
-    let asked = (mesh.leader() + 1) % 3;
-    let others = [(asked + 1) % 3, (asked + 2) % 3];
-    for other in others {
-        mesh.machines[other].process().freeze();
-    }
+    let leader = mesh.leader();
+    // Nobody joined through the last, so it has written nothing yet.
+    let (asked, other) = (2, 1 - leader);
+    mesh.machines[leader].process().freeze();
+    mesh.machines[other].process().freeze();
     let write = mesh.api(asked).post("/api/models", &model("first"));
-    for other in others {
-        mesh.machines[other].process().thaw();
-    }
+    // It never learns what it was sent.
+    mesh.machines[leader].kill();
+    mesh.machines[other].process().thaw();
+    mesh.restart(leader);
     assert_eq!((write.status, write.body["code"].as_str()), (504, Some("OUTCOME_UNKNOWN")), "{write}");
     let key = write.body["idempotencyKey"].as_str().expect("the key to repeat it with");
     wait_for(PATIENCE, "a quorum", || (mesh.api(asked).get("/api/models").status == 200).then_some(()));
-    let made = mesh.api(others[0]).post_once("/api/models", &model("first"), key).expect(201);
+    let made = mesh.api(other).post_once("/api/models", &model("first"), key).expect(201);
     let again = mesh.api(asked).post_once("/api/models", &model("first"), key).expect(201);
     assert_eq!(made.body["id"], again.body["id"]);
 }
