@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 mod etcdserverpb {
-    #![expect(missing_docs, reason = "it is generated")]
+    #![expect(unused_qualifications, reason = "it is generated")]
     tonic::include_proto!("etcdserverpb");
 }
 
@@ -121,7 +121,9 @@ impl Etcd {
         let etcd = Self { members, clients: channels, urls: clients, _directory: directory };
         let ready = || runtime.block_on(etcd.write(0, 0, "ready")).then_some(());
         wait_for(PATIENCE, "etcd to be ready", ready);
-        (0..OBJECTS).for_each(|object| drop(runtime.block_on(etcd.write(1, object, "ready"))));
+        for object in 0..OBJECTS {
+            assert!(runtime.block_on(etcd.write(1, object, "ready")), "etcd does not write");
+        }
         Some(etcd)
     }
 

@@ -33,6 +33,21 @@ pub struct Answer {
     pub body: Value,
 }
 
+/// Nothing came back.
+#[derive(Clone, Debug)]
+pub struct NoAnswer {
+    /// Whether the request may have been sent.
+    pub sent: bool,
+    /// Why.
+    pub why: String,
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
 impl Api {
     /// A caller without a key.
     ///
@@ -44,12 +59,6 @@ impl Api {
         let builder = Client::builder().timeout(LIMIT).no_proxy().pool_max_idle_per_host(0);
         let http = builder.redirect(reqwest::redirect::Policy::none()).build().expect("a client");
         Self { http, endpoint: endpoint.to_owned(), key: None }
-    }
-
-    /// Where it asks.
-    #[must_use]
-    pub fn endpoint(&self) -> &str {
-        &self.endpoint
     }
 
     /// A caller on a node's socket.
@@ -138,10 +147,10 @@ pub fn send(request: RequestBuilder) -> Answer {
 ///
 /// # Errors
 /// When there is no answer.
-pub fn try_send(request: RequestBuilder) -> Result<Answer, String> {
-    let response = request.send().map_err(|error| format!("{error:?}"))?;
+pub fn try_send(request: RequestBuilder) -> Result<Answer, NoAnswer> {
+    let response = request.send().map_err(|error| NoAnswer { sent: !error.is_connect(), why: format!("{error:?}") })?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    let text = response.text().map_err(|error| format!("{error:?}"))?;
+    let text = response.text().map_err(|error| NoAnswer { sent: true, why: format!("{error:?}") })?;
     let body = serde_json::from_str(&text).unwrap_or(Value::Null);
     Ok(Answer { status, headers, text, body })
 }

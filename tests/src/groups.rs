@@ -16,6 +16,8 @@ pub enum Need {
     Mounts,
     /// The client library of OpenAI, which `tests/prepare test` installs.
     OpenAiSdk,
+    /// The right to make network namespaces, and the tools to join and to cut them.
+    Networks,
 }
 
 impl Need {
@@ -48,6 +50,11 @@ impl Need {
             Self::OpenAiSdk => {
                 runs(sdk_python(), &["-c", "import openai"], "the library of OpenAI is not there (tests/prepare test)")
             }
+            Self::Networks => runs(
+                "unshare",
+                &["--net", "sh", "-c", crate::net::TRIAL],
+                "no network can be made and cut (root, iproute2 and nftables needed)",
+            ),
         }
     }
 }

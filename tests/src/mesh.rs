@@ -1,25 +1,30 @@
-//! Three nodes as three processes.
+//! Three nodes as three processes, on this machine's loopback or with a network between them that can fail.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 
+use serde_json::Value;
+
 use crate::api::{Api, try_send};
 use crate::fleet::{Home, Node, PATIENCE};
-use crate::process::{Signal, wait_for};
+use crate::net::Network;
+use crate::process::{Process, Signal, wait_for};
 
 /// A preset token, and obviously one of a test.
 const ADMIN: &str = "token-of-the-tests-administrator";
 
-/// One machine: its home, its ports, its process.
+/// One machine: its home, its addresses, its process.
 #[derive(Debug)]
 pub struct Machine {
-    /// Its directory.
-    pub home: Home,
-    api: String,
-    /// Host and port of the mesh.
-    pub mesh: String,
+    // Ended before the directory goes.
     /// None while it is not running.
     pub node: Option<Node>,
+    /// Its directory.
+    pub home: Home,
+    /// Where its mesh listens.
+    pub mesh: String,
+    listens: String,
+    api: Api,
 }
 
 /// A port that was free a moment ago. It must stay the same when the node is started again, so it is none of those that the
@@ -34,20 +39,15 @@ pub fn free_address() -> String {
 }
 
 impl Machine {
-    fn new() -> Self {
-        Self { home: Home::new(), api: free_address(), mesh: free_address(), node: None }
-    }
-
-    fn start(&mut self, name: &str, arguments: &[&str]) {
-        let mut command = self.home.command(["serve", "--name", name, "--api", &self.api, "--mesh", &self.mesh]);
-        command.args(arguments).env("MUSTER_ADMIN_TOKEN", ADMIN);
-        self.node = Some(Node::start_command(&self.home, &mut command));
+    fn new(listens: String, mesh: String) -> Self {
+        let api = Api::new(&format!("http://{listens}")).with_key(ADMIN);
+        Self { node: None, home: Home::new(), mesh, listens, api }
     }
 
     /// Kills its process with signal 9.
     ///
     /// # Panics
-    /// When it is not running.
+    /// When it does not run.
     pub fn kill(&mut self) {
         self.node.take().expect("is running").process().kill();
     }
@@ -55,25 +55,28 @@ impl Machine {
     /// Sends its process a signal.
     ///
     /// # Panics
-    /// When it is not running.
+    /// When it does not run.
     pub fn signal(&mut self, signal: Signal) {
-        self.node.as_mut().expect("is running").process().signal(signal);
+        self.process().signal(signal);
     }
 
-    /// The administrator there.
-    #[must_use]
-    pub fn api(&self) -> Api {
-        Api::new(&format!("http://{}", self.api)).with_key(ADMIN)
+    /// Its process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn process(&mut self) -> &mut Process {
+        self.node.as_mut().expect("is running").process()
     }
 }
 
-/// Three machines of one fleet.
+/// The nodes of a fleet.
 #[derive(Debug)]
 pub struct Mesh {
-    /// The machines.
+    /// Each node.
     pub machines: Vec<Machine>,
-    /// The token that lets others join.
+    /// What lets more nodes join.
     pub token: String,
+    network: Option<Network>,
 }
 
 fn name(index: usize) -> String {
@@ -81,29 +84,67 @@ fn name(index: usize) -> String {
 }
 
 impl Mesh {
-    /// Starts them and waits until they are ready.
-    ///
-    /// # Panics
-    /// When they do not start.
+    /// Three nodes on loopback, all of them voters.
     #[must_use]
     pub fn of_three() -> Self {
-        let mut first = Machine::new();
-        first.start(&name(0), &["--bootstrap"]);
-        first.node.as_mut().expect("is running").ready();
-        let created = first.home.muster(&["token", "create", "-o", "json"]);
-        let token = created.json()["token"].as_str().expect("a token").to_owned();
-        let mut mesh = Self { machines: vec![first], token };
-        for index in 1..3 {
-            let mut machine = Machine::new();
-            let through = mesh.machines[index - 1].mesh.clone();
-            machine.start(&name(index), &["--join", &through, "--join-token", &mesh.token]);
-            mesh.machines.push(machine);
+        let machines = (0..3).map(|_| Machine::new(free_address(), free_address())).collect();
+        Self::joined(machines, None)
+    }
+
+    /// Three nodes in networks of their own, all of them voters.
+    #[must_use]
+    pub fn in_networks() -> Self {
+        let network = Network::new(3);
+        // Made afterwards: what asks a node must be where the node can be reached.
+        let machines =
+            (0..3).map(|node| Machine::new(Network::api_address(node), Network::mesh_address(node))).collect();
+        Self::joined(machines, Some(network))
+    }
+
+    fn joined(machines: Vec<Machine>, network: Option<Network>) -> Self {
+        let mut mesh = Self { machines, token: String::new(), network };
+        mesh.start(0, &["--bootstrap"]);
+        mesh.machines[0].node.as_mut().expect("is running").ready();
+        let created = mesh.machines[0].home.muster(&["token", "create", "-o", "json"]);
+        created.json()["token"].as_str().expect("a token").clone_into(&mut mesh.token);
+        for index in 1..mesh.machines.len() {
+            let (through, token) = (mesh.machines[index - 1].mesh.clone(), mesh.token.clone());
+            mesh.start(index, &["--join", &through, "--join-token", &token]);
         }
         mesh.ready();
         mesh
     }
 
+    fn start(&mut self, index: usize, arguments: &[&str]) {
+        let machine = &mut self.machines[index];
+        let listening = ["--api", machine.listens.as_str(), "--mesh", machine.mesh.as_str()];
+        let mut command = machine.home.command(["serve", "--name", &name(index)]);
+        command.args(listening).args(arguments).env("MUSTER_ADMIN_TOKEN", ADMIN);
+        if let Some(network) = &self.network {
+            // Nobody else can reach this network.
+            command = network.enter(index, command.arg("--insecure-http"));
+        }
+        machine.node = Some(Node::start_command(&machine.home, &mut command));
+    }
+
+    /// Starts a node that does not run any more.
+    pub fn restart(&mut self, index: usize) {
+        self.start(index, &[]);
+    }
+
+    /// The network between the nodes.
+    ///
+    /// # Panics
+    /// When they are on loopback.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("nodes in networks of their own")
+    }
+
     /// Waits until every machine that runs is ready, which the third is when it votes.
+    ///
+    /// # Panics
+    /// When that takes too long.
     pub fn ready(&mut self) {
         for machine in &mut self.machines {
             if let Some(node) = &mut machine.node {
@@ -112,39 +153,60 @@ impl Mesh {
         }
     }
 
-    /// The administrator at one of them.
+    /// The administrator, asking this node.
     #[must_use]
     pub fn api(&self, index: usize) -> Api {
-        self.machines[index].api()
+        self.machines[index].api.clone()
     }
 
-    /// Which of them leads.
+    /// The administrator, asking each node.
+    #[must_use]
+    pub fn apis(&self) -> Vec<Api> {
+        (0..self.machines.len()).map(|index| self.api(index)).collect()
+    }
+
+    /// What this node says of the fleet from its own state; nothing if it does not answer.
+    #[must_use]
+    pub fn cluster(&self, index: usize) -> Option<Value> {
+        let machine = &self.machines[index];
+        let answer =
+            try_send(machine.node.as_ref().map(|_| machine.api.request("GET", "/api/cluster?consistency=local"))?);
+        answer.ok().filter(|answer| answer.status == 200).map(|answer| answer.body)
+    }
+
+    /// Who leads: of those who think so, the one with the highest term.
+    ///
+    /// # Panics
+    /// When nobody does for too long.
     #[must_use]
     pub fn leader(&self) -> usize {
+        self.leader_among(&(0..self.machines.len()).collect::<Vec<_>>())
+    }
+
+    /// Who of these leads.
+    ///
+    /// # Panics
+    /// When none of them does for too long.
+    #[must_use]
+    pub fn leader_among(&self, nodes: &[usize]) -> usize {
         wait_for(PATIENCE, "a leader", || {
-            self.machines.iter().position(|machine| {
-                let answer = machine
-                    .node
-                    .as_ref()
-                    .map(|_| try_send(machine.api().request("GET", "/api/cluster?consistency=local")));
-                matches!(answer, Some(Ok(answer)) if answer.body["role"] == "leader")
-            })
+            let leading = nodes.iter().filter_map(|index| {
+                let cluster = self.cluster(*index).filter(|cluster| cluster["role"] == "leader")?;
+                Some((cluster["term"].as_u64(), *index))
+            });
+            leading.max().map(|(_, index)| index)
         })
     }
 
-    /// Starts one again.
-    pub fn restart(&mut self, index: usize) {
-        self.machines[index].start(&name(index), &[]);
-    }
-
     /// The state hash of every node at one index.
+    ///
+    /// # Panics
+    /// When they do not come to one index.
     #[must_use]
     pub fn hashes(&self) -> BTreeSet<String> {
         wait_for(PATIENCE, "all nodes at one index", || {
-            let seen: Vec<_> = self
-                .machines
-                .iter()
-                .map(|machine| machine.api().get("/api/cluster?consistency=local").body)
+            let seen: Vec<_> = (0..self.machines.len())
+                .map(|index| self.cluster(index).unwrap_or_default())
                 .map(|body| (body["appliedIndex"].as_u64(), body["stateHash"].as_str().map(ToOwned::to_owned)))
                 .collect();
             let same = seen.iter().all(|(index, _)| index.is_some() && *index == seen[0].0);

@@ -65,6 +65,29 @@ impl Process {
         rustix::process::kill_process(process, signal).expect("sending a child a signal");
     }
 
+    /// Stops it (SIGSTOP) and waits until no part of it runs any more.
+    ///
+    /// # Panics
+    /// When it does not stop in time.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.id()));
+        wait_for(Duration::from_secs(5), "the process to stop", || {
+            let mut tasks = std::fs::read_dir(&tasks).ok()?;
+            tasks
+                .all(|task| {
+                    let status = task.and_then(|task| std::fs::read_to_string(task.path().join("status")));
+                    status.is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tT")))
+                })
+                .then_some(())
+        });
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
     /// Kills it with signal 9 and waits until it is gone.
     ///
     /// # Panics

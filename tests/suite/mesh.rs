@@ -8,12 +8,9 @@ use std::time::{Duration, Instant};
 use muster_tests::api::{Api, try_send};
 use muster_tests::fleet::{Home, PATIENCE, outcome};
 use muster_tests::mesh::{Mesh, free_address};
-use muster_tests::process::{Signal, number, wait_for};
-use serde_json::{Value, json};
-
-fn model(name: &str) -> Value {
-    json!({"name": name, "provider": "openai-compatible", "modelId": "x", "baseUrl": "http://10.0.0.1:9/v1"})
-}
+use muster_tests::process::{number, wait_for};
+use muster_tests::registers::model;
+use serde_json::Value;
 
 fn names(answer: &Value) -> Vec<String> {
     let models = answer["models"].as_array().expect("a list").iter();
@@ -187,7 +184,7 @@ fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
     let mut mesh = Mesh::of_three();
     let _ = mesh.api(0).post("/api/models", &model("before")).expect(201);
     let frozen = mesh.leader();
-    mesh.machines[frozen].signal(Signal::STOP);
+    mesh.machines[frozen].process().freeze();
     let other = (frozen + 1) % 3;
     // Asked before anybody knows that the leader is gone; nobody may have to wait behind it once there is another.
     let fresh = mesh.api(other);
@@ -208,7 +205,7 @@ fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
         // They wait in its socket, and are the first that it sees when it wakes, still taking itself for the leader.
         let early: Vec<_> =
             (0..8).map(|_| scope.spawn(|| try_send(api.request("GET", "/api/models")).expect("an answer"))).collect();
-        mesh.machines[frozen].signal(Signal::CONT);
+        mesh.machines[frozen].process().thaw();
         for answer in early.into_iter().map(|thread| thread.join().expect("ends")) {
             match answer.status {
                 200 => assert!(names(&answer.body).contains(&"during".to_owned()), "stale: {answer}"),
@@ -219,6 +216,28 @@ fn a_leader_that_was_frozen_serves_no_stale_read_when_it_wakes() {
     mesh.ready();
     assert_eq!(names(&mesh.api(frozen).get("/api/models").expect(200).body), ["during", "before"]);
     assert_eq!(mesh.hashes().len(), 1, "equal states at an equal index");
+}
+
+/// A write of unknown outcome names the key that tells: done now, or done before.
+#[test]
+fn the_first_write_of_a_process_can_be_repeated_when_its_outcome_was_unknown() {
+    let mut mesh = Mesh::of_three();
+    let leader = mesh.leader();
+    // Nobody joined through the last, so it has written nothing yet.
+    let (asked, other) = (2, 1 - leader);
+    mesh.machines[leader].process().freeze();
+    mesh.machines[other].process().freeze();
+    let write = mesh.api(asked).post("/api/models", &model("first"));
+    // It never learns what it was sent.
+    mesh.machines[leader].kill();
+    mesh.machines[other].process().thaw();
+    mesh.restart(leader);
+    assert_eq!((write.status, write.body["code"].as_str()), (504, Some("OUTCOME_UNKNOWN")), "{write}");
+    let key = write.body["idempotencyKey"].as_str().expect("the key to repeat it with");
+    wait_for(PATIENCE, "a quorum", || (mesh.api(asked).get("/api/models").status == 200).then_some(()));
+    let made = mesh.api(other).post_once("/api/models", &model("first"), key).expect(201);
+    let again = mesh.api(asked).post_once("/api/models", &model("first"), key).expect(201);
+    assert_eq!(made.body["id"], again.body["id"]);
 }
 
 #[test]

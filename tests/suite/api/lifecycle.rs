@@ -196,7 +196,7 @@ fn write(api: &Api, number: usize) -> Result<(u16, Value), String> {
         ("/api/models", model(&format!("m{number}")))
     };
     let request = api.request("POST", path).header("idempotency-key", key).json(&body);
-    try_send(request).map(|answer| (answer.status, answer.body))
+    try_send(request).map(|answer| (answer.status, answer.body)).map_err(|error| error.why)
 }
 
 impl Told {
