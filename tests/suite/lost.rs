@@ -57,6 +57,7 @@ fn every_node_hears_that_one_has_died_and_that_it_is_back() {
     }
     println!("a killed node was missed by all after {:?}", begun.elapsed());
     mesh.restart(1);
+    mesh.ready();
     (0..3).for_each(|index| all(&mesh, index, ["online"; 3]));
     // One that is told to stop says so itself.
     mesh.machines[2].signal(Signal::TERM);
