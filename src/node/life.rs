@@ -154,7 +154,7 @@ impl Life {
     async fn start(&self, taken_back: bool) -> Result<Option<Node>, Failure> {
         match &self.join {
             Some(JoinWish { addresses, token }) if !taken_back => {
-                node::join(&self.options, addresses, token).await.map_err(failed)?;
+                node::join(&self.options, || async { addresses.clone() }, token).await.map_err(failed)?;
             }
             Some(_) => {}
             None => wait_for_a_fleet(&self.options.directory, &self.phase).await?,
