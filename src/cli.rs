@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::NodeRole;
+use crate::node::Seed;
+use crate::tailnet::Tailscale;
 
 /// Muster makes a fleet of GPU machines act as one.
 #[derive(Debug, Parser)]
@@ -138,21 +140,31 @@ pub struct ServeArguments {
     /// What the fleet calls this node [default: the machine's name].
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// Where the API listens [default: 127.0.0.1:8000].
+    /// Where the API listens [default: port 8000 of this machine's address in its tailnet and of 127.0.0.1; without Tailscale of
+    /// 127.0.0.1 alone].
     #[arg(long, value_name = "ADDRESS")]
     pub api: Option<SocketAddr>,
-    /// Where other nodes reach this one [default: 127.0.0.1:7946].
+    /// Where other nodes reach this one [default: port 7946 of this machine's address in its tailnet; without Tailscale of
+    /// 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     pub mesh: Option<SocketAddr>,
-    /// The address of the proxy: models alone, with and without /v1 [env: MUSTER_PROXY] [default: 127.0.0.1:4000].
+    /// The address of the proxy: models alone, with and without /v1 [env: MUSTER_PROXY] [default: port 4000, where the API's
+    /// default is].
     #[arg(long, value_name = "ADDR")]
     pub proxy: Option<SocketAddr>,
-    /// The host or address at which others reach this node [default: where the API listens].
+    /// The host or address at which others reach this node [default: where it listens].
     #[arg(long, value_name = "HOST")]
     pub advertise: Option<String>,
     /// Whether this node wants to vote: auto leaves it to the fleet, voter prefers it to others [default: auto].
     #[arg(long, value_enum)]
     pub role: Option<NodeRole>,
+    /// Whether Tailscale is used: auto where it runs, off, or the path of tailscaled's socket, which must answer then
+    /// [default: auto].
+    #[arg(long, value_name = "HOW")]
+    pub tailscale: Option<Tailscale>,
+    /// The tag of the machines that --join tailscale asks [default: tag:muster].
+    #[arg(long, value_name = "TAG")]
+    pub tailscale_tag: Option<String>,
     /// Serve without TLS although strangers can reach the address.
     #[arg(long)]
     pub insecure_http: bool,
@@ -162,9 +174,10 @@ pub struct ServeArguments {
 #[derive(Clone, Debug, Default, Args)]
 #[group(id = "joining")]
 pub struct JoinArguments {
-    /// Join the fleet of these nodes: where their mesh listens, separated by commas.
+    /// Join the fleet of these nodes: where their mesh listens, separated by commas. Names are looked up at each attempt.
+    /// `tailscale` stands for every machine in the tailnet that is online and has the tag, at the port of this node's mesh.
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
-    pub join: Vec<String>,
+    pub join: Vec<Seed>,
     /// The token that `muster token create` printed on a member.
     #[arg(long, value_name = "TOKEN", env = "MUSTER_JOIN_TOKEN", hide_env_values = true, requires = "join")]
     pub join_token: Option<String>,
@@ -292,7 +305,7 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         key: RecoveryKeyArguments,
         #[command(flatten)]
-        serve: ServeArguments,
+        serve: Box<ServeArguments>,
     },
 }
 

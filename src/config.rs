@@ -1,5 +1,7 @@
 //! The configuration of this node: flags, environment, file and defaults, in this order, with the origin of every value.
 
+mod tailscale;
+
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,9 +14,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{NodeArguments, ServeArguments};
 use crate::exit::Failure;
+use crate::tailnet::{self, Tailscale};
 
 const PREFIX: &str = "MUSTER_";
 const FILE_VARIABLE: &str = "MUSTER_CONFIG";
+
+/// The origin of what nobody has configured.
+const DEFAULT: &str = "default";
 
 /// Every key that a configuration file may have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,13 +32,15 @@ pub struct Values {
     pub log: String,
     /// What the fleet calls this node. The machine's name.
     pub name: String,
-    /// The address of the API. `127.0.0.1:8000`.
+    /// The address of the API. With Tailscale this machine's in the tailnet, and loopback as well; else `127.0.0.1:8000`.
     pub api: SocketAddr,
-    /// The address of the proxy: the OpenAI-compatible surface alone, with and without `/v1`. `127.0.0.1:4000`.
+    /// The address of the proxy: the OpenAI-compatible surface alone, with and without `/v1`. With Tailscale this machine's in
+    /// the tailnet, and loopback as well; else `127.0.0.1:4000`.
     pub proxy: SocketAddr,
-    /// The address where other nodes reach this one. `127.0.0.1:7946`.
+    /// The address where other nodes reach this one. With Tailscale this machine's in the tailnet, else `127.0.0.1:7946`.
     pub mesh: SocketAddr,
-    /// The host or address at which others reach this node; empty: the address of the API.
+    /// The host or address at which others reach this node; empty: where it listens. With Tailscale this machine's address in
+    /// the tailnet, if everything listens there.
     pub advertise: String,
     /// Whether this node wants to vote: `auto` leaves it to the fleet, `voter` prefers it. `auto`.
     pub role: NodeRole,
@@ -47,6 +55,32 @@ pub struct Values {
     /// How long a process that has been replaced (`muster serve --take-over`) finishes the answers that it has begun, in
     /// seconds. 120.
     pub drain_seconds: u64,
+    /// Whether Tailscale is used: `auto` where it runs, `off`, or the path of tailscaled's socket, which must answer then.
+    /// `auto`.
+    pub tailscale: Tailscale,
+    /// The tag of the machines that `--join tailscale` asks. `tag:muster`.
+    pub tailscale_tag: String,
+    /// What listens on loopback as well, because its address is Tailscale's. Nobody configures that.
+    #[serde(skip)]
+    pub loopback_too: LoopbackToo,
+}
+
+/// What listens on loopback as well, so that local tools find it where it always is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoopbackToo {
+    /// The API.
+    pub api: bool,
+    /// The proxy.
+    pub proxy: bool,
+}
+
+/// What a command needs besides what is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing.
+    Nothing,
+    /// The addresses of this machine, for which Tailscale may have to be asked.
+    Addresses,
 }
 
 /// Whether a node wants to vote.
@@ -70,7 +104,7 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "data_dir",
     "log",
     "name",
@@ -84,6 +118,8 @@ const KEYS: [&str; 13] = [
     "body_limit",
     "gateway_body_limit",
     "drain_seconds",
+    "tailscale",
+    "tailscale_tag",
 ];
 
 /// The bounds of `body_limit`.
@@ -99,6 +135,8 @@ const DRAIN_SECONDS: std::ops::RangeInclusive<u64> = 0..=24 * 3600;
 #[derive(Debug)]
 pub struct Config {
     pub values: Values,
+    /// What the operator should know of it.
+    pub warning: Option<String>,
     figment: Figment,
 }
 
@@ -109,7 +147,7 @@ pub struct Key {
     pub key: &'static str,
     /// Its effective value.
     pub value: String,
-    /// Flag, environment, file or default.
+    /// Flag, environment, file, Tailscale or default.
     pub origin: String,
     /// Whose setting it is. All of these are the node's own; what the fleet agrees on is not configured in files.
     pub scope: &'static str,
@@ -117,8 +155,8 @@ pub struct Key {
 
 impl Config {
     /// Reads the configuration.
-    pub fn load(arguments: &NodeArguments, serve: Option<&ServeArguments>) -> Result<Self, Failure> {
-        let mut figment = Figment::from(Named("default", Serialized::defaults(defaults())));
+    pub fn load(arguments: &NodeArguments, serve: Option<&ServeArguments>, needs: Needs) -> Result<Self, Failure> {
+        let mut figment = Figment::from(Named(DEFAULT, Serialized::defaults(defaults())));
         let file = arguments.config.clone().or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
         if let Some(file) = file {
             figment = figment.merge(read_file(&file)?);
@@ -133,6 +171,8 @@ impl Config {
             figment = flag(figment, "flag --mesh", "mesh", serve.mesh.as_ref());
             figment = flag(figment, "flag --advertise", "advertise", serve.advertise.as_ref());
             figment = flag(figment, "flag --role", "role", serve.role.as_ref());
+            figment = flag(figment, "flag --tailscale", "tailscale", serve.tailscale.as_ref());
+            figment = flag(figment, "flag --tailscale-tag", "tailscale_tag", serve.tailscale_tag.as_ref());
             let insecure = serve.insecure_http.then_some(true);
             figment = flag(figment, "flag --insecure-http", "insecure_http", insecure.as_ref());
         }
@@ -141,7 +181,11 @@ impl Config {
             let from_flag = arguments.log.is_some();
             return Err(if from_flag { Failure::usage(why) } else { Failure::other(why) });
         }
-        Ok(Self { values, figment })
+        let mut config = Self { values, warning: None, figment };
+        if needs == Needs::Addresses {
+            config.take_addresses_of_tailscale()?;
+        }
+        Ok(config)
     }
 
     /// Every key with its value and origin.
@@ -208,6 +252,7 @@ fn check_values(values: &Values) -> Result<(), String> {
     if !plain(&values.advertise) || values.advertise.contains('/') {
         return Err(format!("advertise = {:?} is neither a host nor an address", values.advertise));
     }
+    tailnet::check_tag(&values.tailscale_tag)?;
     within("body_limit", values.body_limit, &BODY_LIMITS)?;
     within("gateway_body_limit", values.gateway_body_limit, &GATEWAY_BODY_LIMITS)?;
     within("drain_seconds", values.drain_seconds, &DRAIN_SECONDS)
@@ -245,6 +290,9 @@ pub fn defaults() -> Values {
         body_limit: 1024 * 1024,
         gateway_body_limit: 32 * 1024 * 1024,
         drain_seconds: 120,
+        tailscale: Tailscale::Auto,
+        tailscale_tag: "tag:muster".to_owned(),
+        loopback_too: LoopbackToo::default(),
     }
 }
 

@@ -9,6 +9,7 @@ mod node;
 mod output;
 #[cfg(test)]
 mod scratch;
+mod tailnet;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, ConfigCommand, OperatorCommand, ServeArguments, SnapshotCommand};
 use crate::client::Client;
-use crate::config::Config;
+use crate::config::{Config, Needs};
 use crate::exit::Failure;
 
 fn main() -> ExitCode {
@@ -38,8 +39,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Config(ConfigCommand::Check { file }) = &cli.command {
         return commands::config::check(file);
     }
-    let config = Config::load(&cli.node, serve_arguments(&cli.command))?;
+    let config = Config::load(&cli.node, serve_arguments(&cli.command), needs(&cli.command))?;
     start_log(&config)?;
+    if let Some(warning) = &config.warning {
+        tracing::warn!("{warning}");
+    }
     let output = cli.output;
     let client = || Client::new(&cli.client, &config.values.data_dir);
     match &cli.command {
@@ -68,9 +72,18 @@ fn serve_arguments(command: &Command) -> Option<&ServeArguments> {
     match command {
         Command::Init(serve)
         | Command::Serve { serve, .. }
-        | Command::Snapshot(SnapshotCommand::Restore { serve, .. })
         | Command::Operator(OperatorCommand::Recover { serve, .. }) => Some(serve),
+        Command::Snapshot(SnapshotCommand::Restore { serve, .. }) => Some(serve),
         _ => None,
+    }
+}
+
+/// Only who uses the addresses of this node, or shows them, asks Tailscale for them: it may take a while.
+fn needs(command: &Command) -> Needs {
+    match command {
+        Command::Config(ConfigCommand::Show) => Needs::Addresses,
+        command if serve_arguments(command).is_some() => Needs::Addresses,
+        _ => Needs::Nothing,
     }
 }
 

@@ -19,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::{ClientArguments, DevArguments, NodeArguments, Output};
 use crate::client::Client;
-use crate::config::{Config, Values, default_data_dir};
+use crate::config::{Config, Needs, Values, default_data_dir};
 use crate::exit::Failure;
 use crate::node::{
-    Addresses, JoinWish, Runtimes, Serving, Start, found_fleet, own_directory, preset_token, serve, stop_on_signal,
+    Addresses, JoinWish, Loopback, Runtimes, Seed, Serving, Start, found_fleet, own_directory, preset_token, serve,
+    stop_on_signal,
 };
 use crate::output::{print, raw};
 
@@ -92,7 +93,7 @@ pub fn run(arguments: &DevArguments, node: &NodeArguments, output: Output) -> Re
         _ => {}
     }
     let runtimes = Runtimes::start()?;
-    let base = Config::load(&NodeArguments::default(), None)?.values;
+    let base = Config::load(&NodeArguments::default(), None, Needs::Nothing)?.values;
     // Until here a signal ends the process at once; whatever it was about can be taken up again.
     let mut kept = keys(&directory, &values(&base, &directory, 0, 0, None), &runtimes)?;
     let nodes: Vec<_> = (0..usize::from(arguments.nodes))
@@ -143,11 +144,11 @@ fn values(base: &Values, directory: &Path, base_port: u16, index: usize, before:
     let step = u16::try_from(index * 10).unwrap_or(0);
     let port = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
     let below = |distance: u16| port(base_port.saturating_sub(distance).saturating_add(step));
-    let Addresses { api, proxy, mesh } = match (base_port, before) {
+    let Addresses { api, proxy, mesh, .. } = match (base_port, before) {
         // Where they were before: that is where they look for each other.
         (0, Some(before)) => *before,
-        (0, None) => Addresses { api: port(0), proxy: port(0), mesh: port(0) },
-        (..) => Addresses { api: below(0), proxy: below(4000), mesh: below(54) },
+        (0, None) => Addresses { api: port(0), proxy: port(0), mesh: port(0), loopback: Loopback::default() },
+        (..) => Addresses { api: below(0), proxy: below(4000), mesh: below(54), loopback: Loopback::default() },
     };
     Values { data_dir: directory.join(&name), name, api, proxy, mesh, ..base.clone() }
 }
@@ -212,7 +213,7 @@ async fn invite(first: &Serving) -> Result<JoinWish, Failure> {
     let command = Body::CreateCredential(CreateCredential { fields: Some(fields) });
     member.consensus.propose(origin, command).await.map_err(failed)?;
     let token = JoinToken::new(&member.replica.identity.ca_certificate, secret);
-    Ok(JoinWish { addresses: vec![first.addresses.mesh.to_string()], token })
+    Ok(JoinWish { seeds: vec![Seed::Address(first.addresses.mesh.to_string())], token })
 }
 
 /// The keys of the fleet in this directory, which is founded if there is none. What a crash has interrupted is taken up again.

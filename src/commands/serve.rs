@@ -6,8 +6,11 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::{JoinArguments, Output};
 use crate::config::Config;
 use crate::exit::Failure;
-use crate::node::{JoinWish, Runtimes, Secrets, Start, Succession, found_fleet, preset_token, serve, stop_on_signal};
+use crate::node::{
+    JoinWish, Runtimes, Secrets, Seed, Start, Succession, found_fleet, preset_token, serve, stop_on_signal,
+};
 use crate::output::print_once;
+use crate::tailnet::Tailscale;
 
 /// Makes this machine the first node of a new fleet.
 pub fn init(config: &Config, output: Output) -> Result<(), Failure> {
@@ -34,9 +37,12 @@ fn show(secrets: &Secrets, output: Output) -> Result<(), Failure> {
 }
 
 /// The fleet that the arguments say to join.
-fn wish(arguments: &JoinArguments) -> Result<Option<JoinWish>, Failure> {
+fn wish(arguments: &JoinArguments, tailscale: &Tailscale) -> Result<Option<JoinWish>, Failure> {
     if arguments.join.is_empty() {
         return Ok(None);
+    }
+    if arguments.join.contains(&Seed::Tailscale) && *tailscale == Tailscale::Off {
+        return Err(Failure::usage("--join tailscale needs Tailscale, and it is off (tailscale = off)"));
     }
     let text = match (&arguments.join_token, &arguments.join_token_file) {
         (Some(token), _) => token.clone(),
@@ -46,7 +52,7 @@ fn wish(arguments: &JoinArguments) -> Result<Option<JoinWish>, Failure> {
     };
     let malformed = || Failure::usage("this is no join token; `muster token create` on a member prints one");
     let token = JoinToken::parse(&text).ok_or_else(malformed)?;
-    Ok(Some(JoinWish { addresses: arguments.join.clone(), token }))
+    Ok(Some(JoinWish { seeds: arguments.join.clone(), token }))
 }
 
 /// What comes before serving.
@@ -60,7 +66,7 @@ pub struct How {
 
 /// Runs the node of this machine.
 pub fn run(config: &Config, how: How, join: &JoinArguments, output: Output) -> Result<(), Failure> {
-    let join = wish(join)?;
+    let join = wish(join, &config.values.tailscale)?;
     let runtimes = Runtimes::start()?;
     if how.bootstrap {
         show(&found_fleet(&config.values, &runtimes, preset_token()?)?, output)?;

@@ -75,7 +75,7 @@ pub fn recovered(config: &Config, output: Output) -> Result<(), Failure> {
 
 fn options(config: &Config, runtimes: &Runtimes) -> muster_cluster::node::NodeOptions {
     let values = &config.values;
-    let addresses = Addresses { api: values.api, proxy: values.proxy, mesh: values.mesh };
+    let addresses = Addresses::wanted(values);
     node_options(values, addresses, runtimes)
 }
 

@@ -1,8 +1,9 @@
 //! What serves the clients of a node, from accepting them to the last answer.
 
+use std::net::TcpListener;
 use std::time::Duration;
 
-use muster_api::server::{Ending, Limits, serve_nodes, serve_unix};
+use muster_api::server::{Ending, Limits, Part, serve_nodes, serve_unix};
 use muster_api::{ApiOptions, ApiState, Environment, Gateway, GatewayOptions, Phase, Worker, is_gateway_path, service};
 use muster_cluster::sealing::SecretText;
 use muster_cluster::transport::PeerConnection;
@@ -11,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::listeners::Listeners;
-use super::workers::{self, Share, Workers};
+use super::workers::{self, Door, Share, Workers};
 use crate::config::{AuthMode, Values};
 use crate::exit::Failure;
 
@@ -63,6 +64,12 @@ fn needs_node(path: &str) -> bool {
     !is_gateway_path(path)
 }
 
+/// A handle of each of these sockets for one thread.
+fn doors(listeners: [Option<&TcpListener>; 2], part: impl Fn() -> Part) -> std::io::Result<Vec<Door>> {
+    let door = |listener: &TcpListener| Ok(Door { listener: listener.try_clone()?, part: part() });
+    listeners.into_iter().flatten().map(door).collect()
+}
+
 impl Clients {
     /// Begins to accept them.
     pub fn start(desk: &Desk, listeners: &Listeners) -> Result<Self, Failure> {
@@ -75,10 +82,11 @@ impl Clients {
         let limits = Limits { connections: whole.connections.div_ceil(count), ..whole };
         let share = || {
             let worker = gateway.worker();
-            let (api, proxy) = (listeners.api.try_clone()?, listeners.proxy.try_clone()?);
+            let Listeners { api, proxy, loopback, .. } = listeners;
+            let api = doors([Some(api), loopback.api.as_ref()], || ending.part(Some(needs_node)))?;
+            let proxy = doors([Some(proxy), loopback.proxy.as_ref()], || ending.part(None))?;
             let service = worker.in_front_of(rest.clone());
-            let api = Share { listener: api, service, limits, part: ending.part(Some(needs_node)) };
-            Ok((api, Share { listener: proxy, service: worker.alone(), limits, part: ending.part(None) }))
+            Ok((Share { doors: api, service, limits }, Share { doors: proxy, service: worker.alone(), limits }))
         };
         let shares = (0..count).map(|_| share()).collect::<Result<_, _>>().map_err(shared)?;
         let local = listeners.local.try_clone().and_then(UnixListener::from_std).map_err(shared)?;

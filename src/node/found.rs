@@ -49,7 +49,7 @@ pub fn preset_token() -> Result<Option<SecretText>, Failure> {
 /// Once there is a fleet this does not fail: the secrets are nowhere else.
 pub fn found_fleet(values: &Values, runtimes: &Runtimes, admin_token: Option<SecretText>) -> Result<Secrets, Failure> {
     own_directory(&values.data_dir)?;
-    let addresses = Addresses { api: values.api, proxy: values.proxy, mesh: values.mesh };
+    let addresses = Addresses::wanted(values);
     let options: NodeOptions = node_options(values, addresses, runtimes);
     let founding = runtimes.raft().block_on(found(options, FoundingOptions { admin_token })).map_err(failure)?;
     let Founding { fleet, admin_token, admin_token_generated, gateway_key, recovery_key } = founding;

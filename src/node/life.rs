@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::clients::{Clients, Desk};
 use super::handover::{Candidate, Door, Offer, Promise};
 use super::listeners::{Addresses, Listeners, SocketFiles};
+use super::seeds;
 use super::serve::JoinWish;
 use crate::config::Values;
 use crate::exit::Failure;
@@ -77,8 +78,13 @@ impl Life {
         let open = |listener: &std::os::unix::net::UnixListener| Door::open(listener.try_clone()?, offer);
         let door = self.listeners.handover.as_ref().map(open).transpose();
         let door = door.map_err(|error| Failure::other(format!("no successor could be heard: {error}")))?;
-        let Addresses { api, proxy, mesh } = self.addresses;
+        let Addresses { api, proxy, mesh, loopback } = self.addresses;
         tracing::info!(address = %api, %proxy, %mesh, data = %self.values.data_dir.display(), "the API listens");
+        for (what, address) in [("API", loopback.api), ("proxy", loopback.proxy)] {
+            if let Some(address) = address {
+                tracing::info!(%address, "the {what} is on loopback as well");
+            }
+        }
         Ok(Reception { clients, door })
     }
 
@@ -153,8 +159,9 @@ impl Life {
     /// Starts the node. One that is taken back may still be in the hands of the successor: `None` if it stays there.
     async fn start(&self, taken_back: bool) -> Result<Option<Node>, Failure> {
         match &self.join {
-            Some(JoinWish { addresses, token }) if !taken_back => {
-                node::join(&self.options, addresses, token).await.map_err(failed)?;
+            Some(JoinWish { seeds, token }) if !taken_back => {
+                let find = || seeds::addresses(seeds, &self.values);
+                node::join(&self.options, find, token).await.map_err(failed)?;
             }
             Some(_) => {}
             None => wait_for_a_fleet(&self.options.directory, &self.phase).await?,

@@ -1,6 +1,6 @@
 //! What a node listens on.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 
 use muster_cluster::node::MeshSockets;
@@ -21,6 +21,40 @@ pub struct Addresses {
     pub proxy: SocketAddr,
     /// The mesh.
     pub mesh: SocketAddr,
+    /// Loopback as well.
+    #[serde(default)]
+    pub loopback: Loopback<SocketAddr>,
+}
+
+impl Addresses {
+    /// Those that the configuration says.
+    pub fn wanted(values: &Values) -> Self {
+        let Values { api, proxy, mesh, loopback_too, .. } = *values;
+        let loopback = Loopback {
+            api: loopback_too.api.then(|| on_loopback(api)),
+            proxy: loopback_too.proxy.then(|| on_loopback(proxy)),
+        };
+        Self { api, proxy, mesh, loopback }
+    }
+}
+
+fn on_loopback(address: SocketAddr) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, address.port()).into()
+}
+
+/// What is on loopback besides where it is for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Loopback<T> {
+    /// The API.
+    pub api: Option<T>,
+    /// The proxy.
+    pub proxy: Option<T>,
+}
+
+impl<T> Default for Loopback<T> {
+    fn default() -> Self {
+        Self { api: None, proxy: None }
+    }
 }
 
 /// The sockets of a node. They are bound once, and outlive whoever accepts from them: a successor gets these, and never binds
@@ -31,6 +65,8 @@ pub struct Listeners {
     pub api: TcpListener,
     /// The OpenAI-compatible surface alone.
     pub proxy: TcpListener,
+    /// Both on loopback as well, for this machine's own programs.
+    pub loopback: Loopback<TcpListener>,
     /// The other nodes.
     pub mesh: MeshSockets,
     /// The administrator's socket in the data directory.
@@ -92,11 +128,16 @@ impl Listeners {
         };
         let api = bind("API", values.api)?;
         let proxy = bind("proxy", values.proxy)?;
+        let also = Addresses::wanted(values).loopback;
+        let loopback = Loopback {
+            api: also.api.map(|address| bind("API", address)).transpose()?,
+            proxy: also.proxy.map(|address| bind("proxy", address)).transpose()?,
+        };
         let failed =
             |error: std::io::Error| Failure::other(format!("the mesh can not listen on {}: {error}", values.mesh));
         let mesh = MeshSockets::bind(values.mesh).map_err(failed)?;
         rustix::net::listen(&mesh.calls, BACKLOG).map_err(|error| failed(error.into()))?;
-        Ok(Self { api, proxy, mesh, local, handover })
+        Ok(Self { api, proxy, loopback, mesh, local, handover })
     }
 
     /// The mesh's, for a node to start over.
@@ -115,7 +156,12 @@ impl Listeners {
         let address = |listener: &TcpListener| {
             listener.local_addr().map_err(|error| Failure::other(format!("a listener has no address: {error}")))
         };
-        Ok(Addresses { api: address(&self.api)?, proxy: address(&self.proxy)?, mesh: address(&self.mesh.calls)? })
+        let loopback = Loopback {
+            api: self.loopback.api.as_ref().map(address).transpose()?,
+            proxy: self.loopback.proxy.as_ref().map(address).transpose()?,
+        };
+        let (api, proxy, mesh) = (address(&self.api)?, address(&self.proxy)?, address(&self.mesh.calls)?);
+        Ok(Addresses { api, proxy, mesh, loopback })
     }
 }
 

@@ -21,6 +21,7 @@ use super::handover::{Inherited, Promise, take_over};
 use super::life::Life;
 use super::listeners::{Addresses, Listeners, SocketFiles};
 use super::own_directory;
+use super::seeds::Seed;
 use crate::config::{AuthMode, NodeRole, Values};
 use crate::exit::Failure;
 
@@ -87,8 +88,8 @@ pub fn node_options(values: &Values, addresses: Addresses, runtimes: &Runtimes) 
 /// The fleet that a node wants to join.
 #[derive(Clone, Debug)]
 pub struct JoinWish {
-    /// Where the mesh of its nodes listens.
-    pub addresses: Vec<String>,
+    /// Where its nodes are looked for.
+    pub seeds: Vec<Seed>,
     /// What lets it in.
     pub token: JoinToken,
 }

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
+use futures_util::future::join_all;
 use muster_api::server::{HttpService, Limits, Part, serve_tcp};
 use tokio::runtime::Builder;
 
@@ -18,13 +19,19 @@ pub fn count() -> usize {
 
 /// What a thread serves on a listener.
 pub struct Share<S> {
-    /// Its own handle of the listening socket. All threads take from one queue: whoever is idle comes first.
-    pub listener: TcpListener,
+    /// Its own handles of the listening sockets. All threads take from one queue: whoever is idle comes first.
+    pub doors: Vec<Door>,
     /// What answers there.
     pub service: S,
-    /// What the clients of this thread may use.
+    /// What the clients of this thread may use at each socket.
     pub limits: Limits,
-    /// How it ends.
+}
+
+/// A socket that clients come to.
+pub struct Door {
+    /// It.
+    pub listener: TcpListener,
+    /// How serving there ends.
     pub part: Part,
 }
 
@@ -68,6 +75,11 @@ impl Workers {
 }
 
 fn serve<S: HttpService>(share: Share<S>) -> std::io::Result<impl Future<Output = ()> + Send> {
-    let listener = tokio::net::TcpListener::from_std(share.listener)?;
-    Ok(serve_tcp(listener, share.service, share.limits, share.part))
+    let Share { doors, service, limits } = share;
+    let serve_one = |Door { listener, part }| {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        Ok(serve_tcp(listener, service.clone(), limits, part))
+    };
+    let serving: Vec<_> = doors.into_iter().map(serve_one).collect::<std::io::Result<_>>()?;
+    Ok(async { drop(join_all(serving).await) })
 }

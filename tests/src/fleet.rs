@@ -95,6 +95,8 @@ impl Home {
         command.args(arguments).env_clear().env("HOME", self.path()).env("MUSTER_DATA_DIR", self.data());
         // Tests run beside each other, and would all want the same port.
         command.env("MUSTER_MESH", "127.0.0.1:0").env("MUSTER_PROXY", "127.0.0.1:0");
+        // The machine may be in a tailnet.
+        command.env("MUSTER_TAILSCALE", "off");
         command.stdin(Stdio::null());
         command
     }

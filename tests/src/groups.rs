@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -14,6 +15,8 @@ pub enum Need {
     Compiler,
     /// The right to mount a file system in a mount namespace.
     Mounts,
+    /// That nobody has the ports on loopback that a node has by default. Other tests do not use them.
+    UsualPorts,
     /// The client library of OpenAI, which `tests/prepare test` installs.
     OpenAiSdk,
     /// The right to make network namespaces, and the tools to join and to cut them.
@@ -47,6 +50,10 @@ impl Need {
                 &["--mount", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"],
                 "no file system can be mounted (root needed)",
             ),
+            Self::UsualPorts => match [8000, 4000].map(|port| TcpListener::bind(("127.0.0.1", port))) {
+                [Ok(_), Ok(_)] => Ok(()),
+                _ => Err("somebody has port 8000 or 4000 of 127.0.0.1"),
+            },
             Self::OpenAiSdk => {
                 runs(sdk_python(), &["-c", "import openai"], "the library of OpenAI is not there (tests/prepare test)")
             }

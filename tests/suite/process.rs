@@ -173,7 +173,7 @@ fn one_failed_sync_ends_the_store_and_loses_nothing() {
 fn muster(arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(binary("muster"));
     // Nothing from outside: neither the environment nor a home directory of whoever runs the tests.
-    command.args(arguments).env_clear().env("HOME", "/nonexistent").stdin(Stdio::null());
+    command.args(arguments).env_clear().env("HOME", "/nonexistent").env("MUSTER_TAILSCALE", "off").stdin(Stdio::null());
     let output = run(&mut command);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
@@ -207,7 +207,7 @@ fn every_value_of_the_configuration_says_where_it_came_from() {
     };
     let base = || {
         let mut command = Command::new(binary("muster"));
-        command.env_clear().env("HOME", "/nonexistent");
+        command.env_clear().env("HOME", "/nonexistent").env("MUSTER_TAILSCALE", "off");
         command
     };
     let key = |document: &serde_json::Value, key: &str| {

@@ -1,6 +1,7 @@
 //! Joining a fleet: from both sides.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,7 +10,9 @@ use data_encoding::HEXLOWER;
 use hyper_util::rt::TokioIo;
 use prost::Message;
 use serde::{Deserialize, Serialize};
+use tokio::net::lookup_host;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tonic::transport::{Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 use tower::service_fn;
@@ -39,6 +42,9 @@ const REFUSAL_DELAY: Duration = Duration::from_millis(200);
 
 /// How long a node waits before it asks again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long looking up a name may take.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long one question may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
@@ -100,12 +106,17 @@ struct Joining {
     store_id: Uuid,
 }
 
-/// Makes the node of a data directory a member of a fleet: asks the nodes at these addresses, one after the other, until one
-/// answers. A node that belongs to a fleet already is left alone.
+/// Makes the node of a data directory a member of a fleet: asks the nodes at the addresses that `find` finds, one after the
+/// other, and finds and asks again, until one answers. A name stands for each of its addresses, and may lead elsewhere the next
+/// time. A node that belongs to a fleet already is left alone.
 ///
 /// # Errors
 /// See [`JoinError`]. That nobody answers is no error: it asks again.
-pub async fn join(options: &NodeOptions, addresses: &[String], token: &JoinToken) -> Result<(), JoinError> {
+pub async fn join<F: Future<Output = Vec<String>>>(
+    options: &NodeOptions,
+    find: impl Fn() -> F,
+    token: &JoinToken,
+) -> Result<(), JoinError> {
     if matches!(Identity::load(&options.directory)?, Some(Identity { stage: Stage::Member, .. })) {
         return Ok(());
     }
@@ -123,15 +134,42 @@ pub async fn join(options: &NodeOptions, addresses: &[String], token: &JoinToken
         facts: options.facts.encode_to_vec().into(),
     };
     loop {
-        for address in addresses {
-            match ask(address, token, request.clone()).await {
-                Ok(answer) => return keep(options, store, answer),
-                Err(status) if is_final(&status) => return Err(JoinError::Refused(status.message().to_owned())),
-                Err(status) => tracing::warn!(address, why = status.message(), "no answer to the wish to join yet"),
+        for name in find().await {
+            // Each has its own time: the first of a name's addresses may be one from which nothing ever comes.
+            for address in resolve(&name).await {
+                match ask(address, token, request.clone()).await {
+                    Ok(answer) => return keep(options, store, answer),
+                    Err(status) if is_final(&status) => return Err(JoinError::Refused(status.message().to_owned())),
+                    Err(status) => {
+                        tracing::warn!(name, %address, why = status.message(), "no answer to the wish to join yet");
+                    }
+                }
             }
         }
         tokio::time::sleep(ASK_AGAIN).await;
     }
+}
+
+/// Every address that a name leads to now.
+async fn resolve(name: &str) -> Vec<SocketAddr> {
+    if let Ok(address) = name.parse() {
+        return vec![address];
+    }
+    let why = match timeout(RESOLVE_LIMIT, lookup_host(name)).await {
+        Ok(Ok(found)) => {
+            let mut addresses: Vec<SocketAddr> = Vec::new();
+            for address in found {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+            return addresses;
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", RESOLVE_LIMIT.as_secs()),
+    };
+    tracing::warn!(name, why, "the name of a node leads nowhere yet");
+    Vec::new()
 }
 
 fn is_final(status: &Status) -> bool {
@@ -165,9 +203,9 @@ pub(super) fn forget(directory: &Path) -> Result<(), IdentityError> {
     }
 }
 
-async fn ask(address: &str, token: &JoinToken, request: JoinRequest) -> Result<JoinAnswer, Status> {
+async fn ask(address: SocketAddr, token: &JoinToken, request: JoinRequest) -> Result<JoinAnswer, Status> {
     let config = join_config(token.ca_hash).map_err(|error| Status::internal(error.to_string()))?;
-    let (config, target) = (Arc::new(config), address.to_owned());
+    let (config, target) = (Arc::new(config), address.to_string());
     let connector = service_fn(move |_: Uri| {
         let (config, target) = (Arc::clone(&config), target.clone());
         async move { Ok::<_, io::Error>(TokioIo::new(connect(&target, config).await?)) }
@@ -179,7 +217,7 @@ async fn ask(address: &str, token: &JoinToken, request: JoinRequest) -> Result<J
         Ok(JoinClient::new(channel).join(request).await?.into_inner())
     };
     let late = || Err(Status::deadline_exceeded("no answer in time"));
-    tokio::time::timeout(ANSWER_LIMIT, asking).await.unwrap_or_else(|_| late())
+    timeout(ANSWER_LIMIT, asking).await.unwrap_or_else(|_| late())
 }
 
 /// The innermost reason is the one that says something.

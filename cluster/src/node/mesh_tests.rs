@@ -111,10 +111,15 @@ impl Fleet {
     }
 
     pub async fn join(&mut self, through: usize, token: &JoinToken) -> Result<(), JoinError> {
+        let address = self.addresses[through].clone();
+        self.join_through(&[address], token).await
+    }
+
+    pub async fn join_through(&mut self, addresses: &[String], token: &JoinToken) -> Result<(), JoinError> {
         let index = self.nodes.len();
         let mesh = MeshSockets::bind(([127, 0, 0, 1], 0).into()).expect("a port");
         let options = options(&self.path(index), &format!("node {index}"), &mesh);
-        join(&options, &[self.addresses[through].clone()], token).await?;
+        join(&options, || async { addresses.to_vec() }, token).await?;
         self.addresses.push(mesh.calls.local_addr().expect("an address").to_string());
         self.start(index, mesh).await;
         Ok(())
@@ -232,6 +237,19 @@ async fn a_token_that_is_wrong_expired_or_used_up_lets_nobody_in() {
     // A server of another fleet is never sent the secret: the joiner waits for one that it can believe.
     let waiting = tokio::time::timeout(Duration::from_secs(2), fleet.join(0, &elsewhere));
     assert!(waiting.await.is_err(), "it goes on asking");
+}
+
+/// One that takes a connection and never says anything, as behind a firewall, costs its own time and nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_leads_to_the_fleet_past_others_that_lead_nowhere() {
+    let mut fleet = Fleet::founded().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = fleet.addresses[0].rsplit_once(':').expect("a port").1;
+    let names = ["nobody.invalid:1", "no port", &silent.local_addr().expect("an address").to_string(), "[::1]:1"];
+    let names: Vec<_> = names.into_iter().map(ToOwned::to_owned).chain([format!("localhost:{port}")]).collect();
+    let token = fleet.token(None, None).await;
+    let joining = tokio::time::timeout(PATIENCE, fleet.join_through(&names, &token));
+    joining.await.expect("in time").expect("joins");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! The running process's side: who may take the node over, and when.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -127,12 +128,26 @@ fn objection(hello: &Hello, own: Addresses, level: Result<u32, String>) -> Optio
         Ok(level) => level,
         Err(why) => return Some(why),
     };
-    let Addresses { api, proxy, mesh } = hello.addresses;
+    let Addresses { api, proxy, mesh, loopback } = hello.addresses;
     for (what, wanted, listening) in [("API", api, own.api), ("proxy", proxy, own.proxy), ("mesh", mesh, own.mesh)] {
         if wanted.ip() != listening.ip() || wanted.port() != 0 && wanted.port() != listening.port() {
             return Some(format!(
                 "the {what} listens on {listening}, and the new configuration says {wanted}; an address changes only when \
                  the running process is stopped first"
+            ));
+        }
+    }
+    for (what, wanted, listening) in
+        [("API", loopback.api, own.loopback.api), ("proxy", loopback.proxy, own.loopback.proxy)]
+    {
+        if wanted != listening {
+            let place =
+                |address: Option<SocketAddr>| address.map_or("nowhere".to_owned(), |address| address.to_string());
+            return Some(format!(
+                "the {what} listens for this machine alone on {}, and the new configuration says {}; that changes only when \
+                 the running process is stopped first",
+                place(listening),
+                place(wanted)
             ));
         }
     }
@@ -203,10 +218,12 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::listeners::Loopback;
 
     fn addresses(api: &str) -> Addresses {
         let parse = |text: &str| text.parse().expect("an address");
-        Addresses { api: parse(api), proxy: parse("127.0.0.1:4000"), mesh: parse("127.0.0.1:7946") }
+        let (proxy, mesh) = (parse("127.0.0.1:4000"), parse("127.0.0.1:7946"));
+        Addresses { api: parse(api), proxy, mesh, loopback: Loopback::default() }
     }
 
     fn hello(api: &str) -> Hello {
@@ -227,6 +244,20 @@ mod tests {
             let why = objection(&hello(wanted), own, Ok(1));
             assert_eq!(why.is_some(), refused, "{wanted}: {why:?}");
             assert!(why.is_none_or(|why| why.contains(wanted) && why.contains("127.0.0.1:8000")));
+        }
+    }
+
+    #[test]
+    fn a_successor_must_want_the_same_on_loopback() {
+        let also = |proxy: Option<u16>| {
+            let loopback = Loopback { api: None, proxy: proxy.map(|port| ([127, 0, 0, 1], port).into()) };
+            Addresses { loopback, ..addresses("100.64.0.1:8000") }
+        };
+        for (wanted, own, refused) in
+            [(None, None, false), (Some(4000), Some(4000), false), (Some(4000), None, true), (None, Some(4000), true)]
+        {
+            let hello = Hello { levels: (1, 2), ..Hello::new(also(wanted)) };
+            assert_eq!(objection(&hello, also(own), Ok(1)).is_some(), refused, "{wanted:?} {own:?}");
         }
     }
 

@@ -55,8 +55,7 @@ pub async fn take_over(values: &Values) -> Result<Option<Inherited>, Failure> {
     };
     // What can be known without the data is known before anything is asked for.
     Identity::load(&values.data_dir).map_err(|error| Failure::other(error.to_string()))?;
-    let wanted = Addresses { api: values.api, proxy: values.proxy, mesh: values.mesh };
-    match converse(&mut stream, wanted).await {
+    match converse(&mut stream, Addresses::wanted(values)).await {
         Ok(Ok(listeners)) => Ok(Some(Inherited { listeners, promise: Promise(stream) })),
         Ok(Err(why)) => Err(Failure::other(format!("the running process does not hand over: {why}"))),
         Err(error) if is_end(&error) => {

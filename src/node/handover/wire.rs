@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::node::listeners::{Addresses, Listeners};
+use crate::node::listeners::{Addresses, Listeners, Loopback};
 
 /// The version of this protocol. Both sides must have the same.
 pub const PROTOCOL: u32 = 1;
@@ -104,9 +105,17 @@ pub enum Kind {
     Local,
     /// The successor's, in the data directory.
     Handover,
+    /// The API on loopback as well.
+    ApiOnLoopback,
+    /// The proxy on loopback as well.
+    ProxyOnLoopback,
 }
 
+/// What every node has, in this order. The others follow, where there are any.
 const KINDS: [Kind; 6] = [Kind::Api, Kind::Proxy, Kind::Mesh, Kind::Gossip, Kind::Local, Kind::Handover];
+
+/// How many sockets a node may have.
+const MOST: usize = KINDS.len() + 2;
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
@@ -150,7 +159,7 @@ pub async fn hear<T: DeserializeOwned>(stream: &mut UnixStream, limit: Duration)
 /// Sends the sockets, after a table of what each is.
 pub async fn send_sockets(stream: &mut UnixStream, listeners: &Listeners, limit: Duration) -> io::Result<()> {
     let handover = listeners.handover.as_ref().ok_or_else(|| invalid("there is no socket for a successor"))?;
-    let sockets: [BorrowedFd<'_>; KINDS.len()] = [
+    let mut sockets: Vec<BorrowedFd<'_>> = vec![
         listeners.api.as_fd(),
         listeners.proxy.as_fd(),
         listeners.mesh.calls.as_fd(),
@@ -158,10 +167,18 @@ pub async fn send_sockets(stream: &mut UnixStream, listeners: &Listeners, limit:
         listeners.local.as_fd(),
         handover.as_fd(),
     ];
-    say(stream, &Reply::Sockets { sockets: KINDS.to_vec() }, limit).await?;
+    let mut table = KINDS.to_vec();
+    let Loopback { api, proxy } = &listeners.loopback;
+    for (kind, socket) in [(Kind::ApiOnLoopback, api), (Kind::ProxyOnLoopback, proxy)] {
+        if let Some(socket) = socket {
+            table.push(kind);
+            sockets.push(socket.as_fd());
+        }
+    }
+    say(stream, &Reply::Sockets { sockets: table }, limit).await?;
     let stream = &*stream;
     let send = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KINDS.len()))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
             return Err(invalid("the sockets do not fit into a message"));
@@ -175,12 +192,17 @@ pub async fn send_sockets(stream: &mut UnixStream, listeners: &Listeners, limit:
 
 /// Receives the sockets that this table announces. They are closed in programs that this one starts.
 pub async fn receive_sockets(stream: &mut UnixStream, table: &[Kind], limit: Duration) -> io::Result<Listeners> {
-    if table != KINDS {
-        return Err(invalid(format!("the sockets are {table:?} instead of {KINDS:?}")));
-    }
+    use Kind::{ApiOnLoopback, ProxyOnLoopback};
+    let has = match table.strip_prefix(&KINDS) {
+        Some([]) => Loopback { api: None, proxy: None },
+        Some([ApiOnLoopback]) => Loopback { api: Some(()), proxy: None },
+        Some([ProxyOnLoopback]) => Loopback { api: None, proxy: Some(()) },
+        Some([ApiOnLoopback, ProxyOnLoopback]) => Loopback { api: Some(()), proxy: Some(()) },
+        _ => return Err(invalid(format!("the sockets are {table:?} instead of {KINDS:?}"))),
+    };
     let stream = &*stream;
     let receive = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KINDS.len()))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let (mut byte, flags) = ([0], RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT);
         let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, flags)?;
@@ -200,20 +222,27 @@ pub async fn receive_sockets(stream: &mut UnixStream, table: &[Kind], limit: Dur
     };
     let sockets = within(limit, stream.async_io(Interest::READABLE, receive)).await?;
     let count = sockets.len();
-    let Ok([api, proxy, mesh, gossip, local, handover]) = <[OwnedFd; KINDS.len()]>::try_from(sockets) else {
-        return Err(invalid(format!("{count} sockets have arrived instead of {}", KINDS.len())));
-    };
-    for socket in [&api, &proxy, &mesh, &local, &handover] {
-        if !rustix::net::sockopt::socket_acceptconn(socket)? {
+    let few = || invalid(format!("{count} sockets have arrived instead of {}", table.len()));
+    if count != table.len() {
+        return Err(few());
+    }
+    for (kind, socket) in table.iter().zip(&sockets) {
+        if *kind != Kind::Gossip && !rustix::net::sockopt::socket_acceptconn(socket)? {
             return Err(invalid("one of the sockets does not listen"));
         }
     }
+    let mut sockets = sockets.into_iter();
+    let mut next = || sockets.next().ok_or_else(few);
+    let (api, proxy, mesh, gossip, local, handover) = (next()?, next()?, next()?, next()?, next()?, next()?);
+    let mut also = |has: Option<()>| has.map(|()| next().map(TcpListener::from)).transpose();
+    let loopback = Loopback { api: also(has.api)?, proxy: also(has.proxy)? };
     if rustix::net::sockopt::socket_type(&gossip)? != SocketType::DGRAM {
         return Err(invalid("the socket for gossip takes no datagrams"));
     }
     Ok(Listeners {
         api: api.into(),
         proxy: proxy.into(),
+        loopback,
         mesh: MeshSockets { calls: mesh.into(), gossip: gossip.into() },
         local: local.into(),
         handover: Some(handover.into()),
@@ -253,12 +282,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn those_on_loopback_arrive_as_well_whichever_there_are() {
+        for (api, proxy) in [(true, true), (true, false), (false, true)] {
+            let scratch = Scratch::new("loopback");
+            let bind = |is_there: bool| is_there.then(|| TcpListener::bind("127.0.0.1:0").expect("a port"));
+            let sent = Listeners { loopback: Loopback { api: bind(api), proxy: bind(proxy) }, ..listeners(&scratch) };
+            let (mut old, mut new) = UnixStream::pair().expect("a pair");
+            send_sockets(&mut old, &sent, LIMIT).await.expect("is sent");
+            let Reply::Sockets { sockets } = hear(&mut new, LIMIT).await.expect("a table") else { panic!("no table") };
+            let received = receive_sockets(&mut new, &sockets, LIMIT).await.expect("is received");
+            assert_eq!(received.addresses().expect("addresses"), sent.addresses().expect("addresses"));
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_not_in_the_table_is_refused() {
         let (_old, mut new) = UnixStream::pair().expect("a pair");
-        for table in
-            [&[][..], &KINDS[..5], &[Kind::Proxy, Kind::Api, Kind::Mesh, Kind::Gossip, Kind::Local, Kind::Handover]]
-        {
-            assert!(receive_sockets(&mut new, table, LIMIT).await.is_err(), "{table:?}");
+        let with = |more: &[Kind]| [&KINDS, more].concat();
+        for table in [
+            Vec::new(),
+            KINDS[..5].to_vec(),
+            vec![Kind::Proxy, Kind::Api, Kind::Mesh, Kind::Gossip, Kind::Local, Kind::Handover],
+            with(&[Kind::ProxyOnLoopback, Kind::ApiOnLoopback]),
+            with(&[Kind::ApiOnLoopback, Kind::ApiOnLoopback]),
+            with(&[Kind::Api]),
+        ] {
+            assert!(receive_sockets(&mut new, &table, LIMIT).await.is_err(), "{table:?}");
         }
     }
 
