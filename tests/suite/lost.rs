@@ -8,6 +8,7 @@ use muster_tests::api::Api;
 use muster_tests::fleet::{Home, Node, Outcome, PATIENCE, outcome};
 use muster_tests::mesh::{Mesh, free_address};
 use muster_tests::process::{Signal, wait_for};
+use muster_tests::upstream::Upstream;
 use serde_json::{Value, json};
 
 /// A preset token, and obviously one of a test.
@@ -87,10 +88,23 @@ fn an_operator_passes_the_lead_on_and_takes_a_node_out() {
     assert!(refused.ended_with(1).stderr.contains("leads the fleet"), "{refused:?}");
     let gone = (leader + 1) % 3;
     let stays = (leader + 2) % 3;
+    // Its gateway has connections to that of a node that stays, and goes on using them while it may.
+    let upstream = Upstream::new();
+    let theirs = json!({"name": "theirs", "provider": "openai-compatible", "modelId": "x",
+        "baseUrl": upstream.url("/v1"), "nodeId": stays + 1});
+    let _ = mesh.api(gone).post("/api/models", &theirs).expect(201);
+    let key = json!({"kind": "gateway", "label": "caller"});
+    let key = mesh.api(gone).post("/api/credentials", &key).expect(201).body["key"].as_str().map(ToOwned::to_owned);
+    let caller = mesh.api(gone).with_key(&key.expect("a key"));
+    let call = || caller.post("/v1/chat/completions", &json!({"model": "theirs", "messages": []})).status;
+    (0..16).for_each(|_| assert_eq!(call(), 200));
     // Until the new leader has taken office, the one before is still the leader in the state.
     wait_for(PATIENCE, "the node to be removed", || {
         (run(stays, &["operator", "raft", "remove-peer", &(gone + 1).to_string()]).code == Some(0)).then_some(())
     });
+    // The nodes learn of it a moment after it is answered.
+    wait_for(PATIENCE, "the first refusal", || (call() != 200).then_some(()));
+    (0..16).for_each(|_| assert_ne!(call(), 200, "an evicted node still has models called"));
     let voters = || mesh.api(stays).get("/api/cluster").expect(200).body["voters"].as_array().map(Vec::len);
     wait_for(PATIENCE, "two nodes with one voter", || (voters() == Some(1)).then_some(()));
     let listed = run(stays, &["operator", "raft", "list-peers", "-o", "json"]).json();
@@ -100,7 +114,7 @@ fn an_operator_passes_the_lead_on_and_takes_a_node_out() {
     wait_for(PATIENCE, "the evicted node to be alone", || {
         (mesh.api(gone).get("/api/models").status == 503).then_some(())
     });
-    assert!(names(&mesh.api(gone), "/api/models?consistency=local").is_empty());
+    assert_eq!(names(&mesh.api(gone), "/api/models?consistency=local"), ["\"theirs\""]);
 }
 
 fn founded(home: &Home) -> Value {

@@ -45,7 +45,7 @@ pub(crate) use tally::Tally;
 use target::{Endpoint, INDEX, MODEL};
 
 use crate::context::{REQUEST_ID, TRACEPARENT, is_plain};
-use crate::server::{HttpService, RequestBody};
+use crate::server::{HttpService, Peer, RequestBody};
 use crate::state::{ApiState, Replica};
 
 type Lookup = dyn Fn(&str) -> Option<SecretText> + Send + Sync;
@@ -248,6 +248,15 @@ impl Worker {
         model: &mut String,
     ) -> Result<Response<GatewayBody>, GatewayError> {
         let Route::Call(endpoint) = Route::of(request.uri().path()) else { return Err(GatewayError::NoRoute) };
+        // A connection outlives the eviction of the node that made it.
+        let asker = request.extensions().get::<Peer>().copied();
+        let belongs = self.with_replica(|_, replica| {
+            let registry = replica.channels.registered().current();
+            Ok(matches!(asker, Some(Peer::Node(node)) if registry.node(node).is_some()))
+        })?;
+        if !belongs {
+            return Err(GatewayError::InvalidKey("the node that asks does not belong to the fleet"));
+        }
         let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
         let id = text(MODEL).and_then(|id| uuid::Uuid::try_parse(id).ok()).map(ModelId);
         let (id, index) = (id.ok_or(GatewayError::MissingModel)?, text(INDEX).and_then(|index| index.parse().ok()));
