@@ -296,10 +296,30 @@ fn failover(runtime: &Runtime, store: &impl Store, survivor: usize) -> Duration 
     begun.elapsed()
 }
 
+/// Which parts to run, if not all: `cargo bench --bench cluster -- writes-64 alone`.
+struct Wanted(Vec<String>);
+
+impl Wanted {
+    fn from_arguments() -> Self {
+        Self(std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect())
+    }
+
+    /// Whether Muster is measured without etcd.
+    fn alone(&self) -> bool {
+        self.0.iter().any(|name| name == "alone")
+    }
+
+    fn is(&self, name: &str) -> bool {
+        let parts = || self.0.iter().filter(|name| *name != "alone");
+        parts().next().is_none() || parts().any(|part| part == name)
+    }
+}
+
 fn main() {
+    let wanted = Wanted::from_arguments();
     let runtime = Runtime::new().expect("a runtime");
-    let etcd = Etcd::start(&runtime);
-    if etcd.is_none() {
+    let etcd = if wanted.alone() { None } else { Etcd::start(&runtime) };
+    if etcd.is_none() && !wanted.alone() {
         println!("etcd is not there (apt-get install etcd-server): muster alone");
     }
     let mut muster = Muster::start(&runtime);
@@ -313,16 +333,19 @@ fn main() {
         "{:<7} {:>7} {:<7} {:>9} {:>9} {:>9} {:>18}",
         "what", "callers", "", "per s", "p50 us", "p99 us", "CPU-ms/1000"
     );
-    for callers in [1, 16, 64] {
+    for callers in [1, 16, 64].into_iter().filter(|callers| wanted.is(&format!("writes-{callers}"))) {
         report(&runtime, &muster, etcd.as_ref(), Kind::Write, callers);
     }
-    for callers in [1, 64] {
+    for callers in [1, 64].into_iter().filter(|callers| wanted.is(&format!("reads-{callers}"))) {
         report(&runtime, &muster, etcd.as_ref(), Kind::Read, callers);
     }
     for (name, pids) in [("etcd", etcd.as_ref().map(Store::pids)), ("muster", Some(muster.pids()))] {
         if let Some(pids) = pids {
             println!("loaded  {name:<7} {} MiB for each of three", memory(&pids) / 3);
         }
+    }
+    if !wanted.is("failover") {
+        return;
     }
     for _ in 0..KILLS {
         let leader = muster.mesh.leader();

@@ -8,6 +8,7 @@ mod error;
 mod files;
 mod floor;
 mod frame;
+mod journal;
 mod log;
 mod node;
 mod record;
@@ -29,7 +30,7 @@ pub use node::{DirectoryLock, NodeStorage, OpenOptions, OpenReport, quarantine, 
 pub use record::{Applied, Entry, LogId, Membership, Payload, StoredMembership, Vote};
 pub use snapshot::{IncomingSnapshot, SnapshotFile, SnapshotStore};
 pub use state::{StateStats, StateStore};
-pub use store::{Batch, Opener, Store, Tree};
+pub use store::{Batch, Database, Opener, Store, Tree};
 
 /// The longest value that may stand in a sled database, in bytes, frame included. Longer ones would spill into sled's blob
 /// files, which it never syncs.

@@ -16,12 +16,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::{OpenError, StoreError, Unusable};
 use super::files::{make_directory, sync_directory};
-use super::log::{RaftLog, TailLimits};
+use super::log::{self, RaftLog, TailLimits};
 use super::record::Applied;
-use super::sled_store::SledStore;
 use super::snapshot::SnapshotStore;
-use super::state::StateStore;
-use super::store::Opener;
+use super::state::{self, StateStore};
+use super::store::{Database, Opener};
 use crate::ids::StoreId;
 use crate::state::Tables;
 
@@ -88,6 +87,14 @@ impl DirectoryLock {
     }
 }
 
+/// The real databases.
+pub(super) fn databases() -> Opener {
+    Arc::new(|path, database| match database {
+        Database::Log => log::open_database(path),
+        Database::State => state::open_database(path),
+    })
+}
+
 impl NodeStorage {
     /// Opens the data directory or makes a new one. Blocks for as long as the disk takes.
     ///
@@ -95,7 +102,7 @@ impl NodeStorage {
     /// [`OpenError::Unusable`] when the directory can not be trusted to hold what its node has acknowledged. Nothing is
     /// moved then: whether this node may give up its data is for its fleet to say (see [`quarantine`]).
     pub fn open(directory: &Path, options: &OpenOptions) -> Result<Self, OpenError> {
-        Self::open_with(directory, options, &SledStore::opener())
+        Self::open_with(directory, options, &databases())
     }
 
     /// Like [`Self::open`], over any database.

@@ -26,9 +26,8 @@ use sled::transaction::{TransactionError, Transactional};
 use super::error::StoreError;
 use super::files::{exists, parent, remove_dir_if_present, sibling, sync_directory, sync_tree};
 use super::frame;
-use super::store::{Batch, Opener, Store, Tree, Visitor};
+use super::store::{Batch, Store, Tree, Visitor, place};
 use super::watcher::Watcher;
-use super::{MAX_KEY, MAX_VALUE, frame::OVERHEAD};
 
 /// Can not be changed once a database exists. Large enough that no leaf of 16 values of [`MAX_VALUE`] spills into a blob.
 const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
@@ -93,11 +92,6 @@ impl Drop for Open {
 }
 
 impl SledStore {
-    /// The way to open a real database.
-    pub(super) fn opener() -> Opener {
-        Arc::new(|path, trees| Ok(Arc::new(Self::open(path, trees)?)))
-    }
-
     /// Opens the database at `path`, or creates it there.
     pub(super) fn open(path: &Path, trees: &[Tree]) -> Result<Self, StoreError> {
         let unfinished = sibling(path, "new");
@@ -151,20 +145,7 @@ impl Store for SledStore {
         if batch.is_empty() {
             return Ok(());
         }
-        for (tree, key, value) in &batch.writes {
-            if key.len() > MAX_KEY {
-                return Err(StoreError::TooLarge {
-                    what: format!("a key of {}", tree.0),
-                    len: key.len(),
-                    max: MAX_KEY,
-                });
-            }
-            let len = value.as_ref().map_or(0, Vec::len);
-            if len + OVERHEAD > MAX_VALUE {
-                let what = format!("the value of {}", place(*tree, key));
-                return Err(StoreError::TooLarge { what, len, max: MAX_VALUE - OVERHEAD });
-            }
-        }
+        batch.check()?;
         self.guarded("writing", |open| {
             let _alone = GATE.write().unwrap_or_else(PoisonError::into_inner);
             let mut per_tree: BTreeMap<Tree, sled::Batch> = BTreeMap::new();
@@ -241,11 +222,6 @@ impl Store for SledStore {
 
 fn unframe<'a>(tree: Tree, key: &[u8], framed: &'a [u8]) -> Result<&'a [u8], StoreError> {
     frame::open(tree.0, key, framed).map_err(|why| StoreError::Damaged { what: place(tree, key), why })
-}
-
-fn place(tree: Tree, key: &[u8]) -> String {
-    let key: String = key.iter().take(32).map(|byte| format!("{byte:02x}")).collect();
-    format!("{}/{key}", tree.0)
 }
 
 fn open_database(path: &Path, trees: &[Tree]) -> Result<Open, StoreError> {
@@ -339,6 +315,8 @@ fn no_blobs(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::MAX_VALUE;
+    use crate::storage::frame::OVERHEAD;
 
     const TREE: Tree = Tree("t");
 

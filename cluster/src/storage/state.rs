@@ -25,7 +25,8 @@ use super::error::StoreError;
 use super::files::{exists, parent, remove_dir_if_present, sibling, sync_directory};
 use super::node::DirectoryLock;
 use super::record::Applied;
-use super::store::{Batch, Opener, Store, Tree, check_format};
+use super::sled_store::SledStore;
+use super::store::{Batch, Database, Opener, Store, Tree, check_format};
 use super::{MAX_KEY, MAX_VALUE};
 use crate::state::{Change, Record, RecordKey, TableId, Tables};
 
@@ -38,7 +39,7 @@ const APPLIED: &[u8] = b"applied";
 const FORMAT_VERSION: u32 = 1;
 
 /// So much that has changed is written without waiting any longer, in bytes.
-const CHECKPOINT_BYTES: usize = 256 * 1024;
+const CHECKPOINT_BYTES: usize = 512 * 1024;
 
 /// More that has changed makes `apply` wait for the disk, in bytes. It bounds a checkpoint.
 const DIRTY_LIMIT: usize = 1024 * 1024;
@@ -51,6 +52,11 @@ const HEAD: usize = 8;
 
 /// The longest value of the replicated state, in bytes.
 pub(super) const MAX_STATE_VALUE: usize = MAX_VALUE - super::frame::OVERHEAD - HEAD;
+
+/// Opens, or makes, the database of a state.
+pub(super) fn open_database(directory: &Path) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(SledStore::open(directory, &TREES)?))
+}
 
 /// The state on this node's disk. Dropping it without [`StateStore::close`] blocks until what is owed is written.
 pub struct StateStore {
@@ -116,7 +122,7 @@ impl StateStore {
         for leftover in ["replacement", "replacement.new", "replaced"] {
             remove_dir_if_present(&sibling(directory, leftover))?;
         }
-        let store = opener(directory, &TREES)?;
+        let store = opener(directory, Database::State)?;
         let (tables, applied) = load(&*store)?;
 
         let shared = Arc::new(Shared {
@@ -162,19 +168,23 @@ impl StateStore {
                 return Err(StoreError::TooLarge { what, len, max: MAX_STATE_VALUE });
             }
         }
-        let full = {
+        let (due, full) = {
             let mut dirty = self.dirty();
             if dirty.closing {
                 return Err(StoreError::Closed);
             }
+            let first = dirty.since.is_none();
             for (key, record) in changes {
                 dirty.bytes += key.key.len() + record.as_ref().map_or(0, |record| record.value.len()) + HEAD;
                 dirty.changes.insert(key, record);
             }
             dirty.note(applied);
-            dirty.bytes >= DIRTY_LIMIT
+            (first || dirty.bytes >= CHECKPOINT_BYTES, dirty.bytes >= DIRTY_LIMIT)
         };
-        self.shared.wake.notify_one();
+        // Waking the thread costs more than all of the above; from the first change on it knows when it is due.
+        if due {
+            self.shared.wake.notify_one();
+        }
         if full { self.sync().await } else { self.health() }
     }
 
@@ -361,7 +371,7 @@ impl Checkpointer {
         let (fresh, old) = (sibling(&self.directory, "replacement"), sibling(&self.directory, "replaced"));
         remove_dir_if_present(&fresh)?;
         remove_dir_if_present(&old)?;
-        let store = (self.opener)(&fresh, &TREES)?;
+        let store = (self.opener)(&fresh, Database::State)?;
         let mut batch = Batch::default();
         batch.put(SYS, FORMAT, FORMAT_VERSION.to_be_bytes());
         for (key, record) in tables.iter() {
@@ -379,7 +389,7 @@ impl Checkpointer {
         rename(&self.directory, &old)?;
         rename(&fresh, &self.directory)?;
         sync_directory(parent(&self.directory))?;
-        self.store = Some((self.opener)(&self.directory, &TREES)?);
+        self.store = Some((self.opener)(&self.directory, Database::State)?);
         remove_dir_if_present(&old)
     }
 }

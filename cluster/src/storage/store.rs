@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::StoreError;
+use super::frame::OVERHEAD;
+use super::{MAX_KEY, MAX_VALUE};
 
 /// A named, ordered map from bytes to bytes within a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,6 +38,22 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
+    }
+
+    /// Whether every key and value is short enough to be stored.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        for (tree, key, value) in &self.writes {
+            if key.len() > MAX_KEY {
+                let what = format!("a key of {}", tree.0);
+                return Err(StoreError::TooLarge { what, len: key.len(), max: MAX_KEY });
+            }
+            let len = value.as_ref().map_or(0, Vec::len);
+            if len + OVERHEAD > MAX_VALUE {
+                let what = format!("the value of {}", place(*tree, key));
+                return Err(StoreError::TooLarge { what, len, max: MAX_VALUE - OVERHEAD });
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of all keys and values.
@@ -79,8 +97,23 @@ pub trait Store: Send + Sync + 'static {
     fn scan(&self, tree: Tree, from: &[u8], visit: &mut Visitor<'_>) -> Result<(), StoreError>;
 }
 
+/// Which database of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// The Raft log with its vote.
+    Log,
+    /// The durable copy of the replicated state.
+    State,
+}
+
 /// Opens, or makes, the database in a directory. Tests hand in one that fails on purpose.
-pub type Opener = Arc<dyn Fn(&Path, &[Tree]) -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
+pub type Opener = Arc<dyn Fn(&Path, Database) -> Result<Arc<dyn Store>, StoreError> + Send + Sync>;
+
+/// A value's place in words.
+pub(super) fn place(tree: Tree, key: &[u8]) -> String {
+    let key: String = key.iter().take(32).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}/{key}", tree.0)
+}
 
 /// Refuses what a newer version wrote. Nothing stored means a new database.
 pub(super) fn check_format(what: &str, stored: Option<Vec<u8>>, known: u32) -> Result<(), StoreError> {

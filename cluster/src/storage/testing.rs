@@ -7,8 +7,7 @@ use std::time::SystemTime;
 
 use super::error::StoreError;
 use super::log::TailLimits;
-use super::node::OpenOptions;
-use super::sled_store::SledStore;
+use super::node::{OpenOptions, databases};
 use super::store::{Batch, Opener, Store, Tree, Visitor};
 use crate::ids::StoreId;
 
@@ -78,10 +77,13 @@ impl Fault {
 
     /// Real databases under this fault.
     pub(crate) fn opener(self: &Arc<Self>) -> Opener {
-        let fault = Arc::clone(self);
-        Arc::new(move |path, trees| {
-            Ok(Arc::new(FaultyStore { inner: SledStore::open(path, trees)?, fault: Arc::clone(&fault) }))
-        })
+        let (fault, real) = (Arc::clone(self), databases());
+        Arc::new(move |path, database| Ok(fault.over(real(path, database)?)))
+    }
+
+    /// This database under this fault.
+    pub(crate) fn over(self: &Arc<Self>, inner: Arc<dyn Store>) -> Arc<dyn Store> {
+        Arc::new(FaultyStore { inner, fault: Arc::clone(self) })
     }
 
     fn step(&self) -> Result<(), StoreError> {
@@ -95,7 +97,7 @@ impl Fault {
 }
 
 struct FaultyStore {
-    inner: SledStore,
+    inner: Arc<dyn Store>,
     fault: Arc<Fault>,
 }
 

@@ -27,9 +27,10 @@ use super::files::{exists, parent};
 use super::floor::FloorFile;
 use super::node::{DirectoryLock, OpenOptions};
 use super::record::{Entry, LogId, Payload, Vote};
-use super::store::{Opener, Store};
+use super::store::{Database, Opener, Store};
 use crate::ids::StoreId;
 
+pub(super) use self::recovery::open_database;
 pub use self::view::{LogPosition, TailLimits};
 pub use self::writer::Completion;
 
@@ -99,7 +100,7 @@ impl RaftLog {
         if let (Some(found), false) = (&floor_found, exists(directory)?) {
             return Err(unusable(Unusable::LogMissing { store: found.store.to_string() }));
         }
-        let store = opener(directory, &schema::TREES).map_err(verdict)?;
+        let store = opener(directory, Database::Log).map_err(verdict)?;
         let recovered = recover(&*store, options.tail).map_err(verdict)?;
         judge(&recovered, floor_found.as_ref()).map_err(unusable)?;
 

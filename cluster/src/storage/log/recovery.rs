@@ -2,19 +2,23 @@
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::schema::{COMMITTED, FORMAT, META, PURGED, SELF_TEST, STORE, VOTE, read_meta, scan_entries};
+use super::schema::{COMMITTED, FORMAT, JOURNAL, META, PURGED, SELF_TEST, STORE, TREES, VOTE, read_meta, scan_entries};
 use super::view::{LogPosition, TailLimits, View};
 use crate::ids::StoreId;
 use crate::storage::error::{StoreError, Unusable};
 use crate::storage::floor::{Floor, FloorFound};
+use crate::storage::journal::{Journaled, Note};
 use crate::storage::record::{Entry, LogId, Vote};
+use crate::storage::sled_store::SledStore;
 use crate::storage::store::{Batch, Store, check_format};
 
-/// The layout of `schema.rs`; a log with a higher number was written by a newer version.
-const FORMAT_VERSION: u32 = 1;
+/// The layout of `schema.rs`; a log with a higher number was written by a newer version. Format 1 had no journal, and a
+/// version that knows only that would take what lies in one for lost.
+const FORMAT_VERSION: u32 = 2;
 
 /// A log as it was read.
 pub(super) struct Recovered {
@@ -24,9 +28,17 @@ pub(super) struct Recovered {
     pub(super) leftover: Option<(u64, u64)>,
 }
 
+/// Opens, or makes, the database of a log, with its journal.
+pub(in crate::storage) fn open_database(directory: &Path) -> Result<Arc<dyn Store>, StoreError> {
+    let store = Arc::new(SledStore::open(directory, &TREES)?);
+    check_format("the Raft log", store.get(META, FORMAT)?, FORMAT_VERSION)?;
+    let mut first = Batch::default();
+    first.put(META, FORMAT, FORMAT_VERSION.to_be_bytes());
+    Ok(Arc::new(Journaled::open(directory, store, &TREES, Note { tree: META, key: JOURNAL, first })?))
+}
+
 /// Reads the whole log, checking every entry, that none is missing, and that each belongs behind the one before.
 pub(super) fn recover(store: &dyn Store, limits: TailLimits) -> Result<Recovered, StoreError> {
-    check_format("the Raft log", store.get(META, FORMAT)?, FORMAT_VERSION)?;
     let parse = |bytes: &[u8]| StoreId::from_slice(bytes).ok_or_else(|| "a store id of the wrong length".into());
     let store_id = read_meta(store, STORE, parse)?;
     let purged = read_meta(store, PURGED, LogId::decode)?;
@@ -103,7 +115,6 @@ pub(super) fn judge(recovered: &Recovered, floor: Option<&FloorFound>) -> Result
 /// Gives a new log its identity, durable on return.
 pub(super) fn identify(store: &dyn Store, fresh: StoreId) -> Result<StoreId, StoreError> {
     let mut batch = Batch::default();
-    batch.put(META, FORMAT, FORMAT_VERSION.to_be_bytes());
     batch.put(META, STORE, *fresh.as_bytes());
     store.write(batch)?;
     store.sync()?;

@@ -3,8 +3,10 @@
 //! ```text
 //! log    index, u64 big endian              -> one byte: how many further parts, then the entry or its first part
 //! logx   index, u64; part, u16 big endian   -> a further part of a long entry
-//! meta   "format" | "store" | "vote" | "purged" | "committed" | "self-test"
+//! meta   "format" | "store" | "vote" | "purged" | "committed" | "self-test" | "journal"
 //! ```
+//!
+//! What was written last may still lie in the journal in front of it.
 
 use std::ops::ControlFlow;
 
@@ -19,7 +21,7 @@ use crate::storage::{MAX_ENTRY, MAX_VALUE};
 pub(super) const LOG: Tree = Tree("log");
 pub(super) const LOGX: Tree = Tree("logx");
 pub(super) const META: Tree = Tree("meta");
-pub(in crate::storage) const TREES: [Tree; 3] = [LOG, LOGX, META];
+pub(super) const TREES: [Tree; 3] = [LOG, LOGX, META];
 
 pub(super) const FORMAT: &[u8] = b"format";
 pub(super) const STORE: &[u8] = b"store";
@@ -27,6 +29,7 @@ pub(super) const VOTE: &[u8] = b"vote";
 pub(super) const PURGED: &[u8] = b"purged";
 pub(super) const COMMITTED: &[u8] = b"committed";
 pub(super) const SELF_TEST: &[u8] = b"self-test";
+pub(super) const JOURNAL: &[u8] = b"journal";
 
 /// The longest part of an entry: a value without its frame and the byte that counts parts.
 const PART_BYTES: usize = MAX_VALUE - OVERHEAD - 1;

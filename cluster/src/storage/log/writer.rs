@@ -25,7 +25,7 @@ pub type Completion = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 /// How many requests become one batch at most.
 const BATCH_REQUESTS: usize = 256;
 
-/// How many bytes become one batch at most; a single larger request is a batch of its own.
+/// After so many bytes a batch is written, with the write that it ends with.
 const BATCH_BYTES: usize = 1024 * 1024;
 
 /// How many entries a purge or a truncation removes at a time, so that no append waits long behind it.
@@ -234,6 +234,13 @@ impl Writer {
                         previous = Some(entry.log_id);
                         gathered.last_index = Some(entry.log_id.index);
                         gathered.written = Some((entry.log_id.index + 1, truncations));
+                        // A long request becomes several batches; it is answered with the last one.
+                        if gathered.batch.bytes() > BATCH_BYTES
+                            && let Err(error) = self.write_part(&mut gathered)
+                        {
+                            gathered.fail(&error);
+                            return Err(error);
+                        }
                     }
                 }
                 Request::Vote { vote, done } => {
@@ -272,6 +279,15 @@ impl Writer {
         }
         self.follow_up()?;
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Makes what was gathered so far durable, without an answer.
+    fn write_part(&mut self, gathered: &mut Gathered) -> Result<(), StoreError> {
+        let batch = std::mem::take(&mut gathered.batch);
+        self.counters.bytes.fetch_add(batch.bytes() as u64, Ordering::Relaxed);
+        self.write_durably(batch)?;
+        self.durable.last_index = gathered.last_index.or(self.durable.last_index);
+        Ok(())
     }
 
     /// Writes what was gathered, makes it durable, and answers (INV-1, INV-2).

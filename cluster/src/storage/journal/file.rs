@@ -1,0 +1,167 @@
+//! One file of the journal: what lies in it, and what of that may be believed.
+//!
+//! ```text
+//! sector 0, 1   head of the epoch, in turn: magic, version, epoch, salt, checksum
+//! sector 2 ..   frames, each beginning at a sector: magic, sequence, length, checksum, writes
+//! ```
+//!
+//! The file has its full length, in zeros, before it is used: a write into it changes no metadata, so that a barrier costs
+//! the disk one write. A frame is written only once the one before is durable. Therefore a frame that does not fit its
+//! checksum ends what was acknowledged, unless one of the same epoch follows it: then it was whole once, and is damaged.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// What the disk writes whole or not at all. Rewriting one never harms another.
+pub(super) const SECTOR: usize = 512;
+
+/// The length of a file.
+pub(super) const FILE_BYTES: usize = 2 * 1024 * 1024;
+
+/// Where frames begin.
+pub(super) const FRAMES: usize = 2 * SECTOR;
+
+/// The head of a frame: magic, sequence, length of the writes, checksum.
+pub(super) const FRAME_HEAD: usize = 16;
+
+const HEAD_MAGIC: &[u8; 8] = b"MSTRJRN1";
+const HEAD_BYTES: usize = 36;
+const FRAME_MAGIC: &[u8; 4] = b"MJF1";
+
+/// A filling of a file. The salt goes into every checksum, so that neither an older filling nor anything inside a write can
+/// pass for a frame of this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Epoch {
+    pub(super) number: u64,
+    pub(super) salt: u64,
+}
+
+/// What a file holds of its newest epoch.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) epoch: Epoch,
+    /// The writes of each frame, in order.
+    pub(super) frames: Vec<Vec<u8>>,
+    /// Where the next frame goes.
+    pub(super) end: usize,
+}
+
+/// Why a file can not be believed.
+#[derive(Debug)]
+pub(super) enum Unreadable {
+    Io(io::Error),
+    Damaged(String),
+}
+
+impl Epoch {
+    /// Which of the two files it fills.
+    pub(super) fn file(self) -> usize {
+        usize::from(self.number % 2 == 1)
+    }
+
+    /// Where its head lies. The head of the epoch before in the same file stays whole until this one is durable.
+    fn head_offset(self) -> usize {
+        if (self.number / 2).is_multiple_of(2) { 0 } else { SECTOR }
+    }
+
+    /// Writes the head; durable on return. No frame may be written before.
+    pub(super) fn begin(self, file: &File) -> io::Result<()> {
+        let mut head = Vec::with_capacity(SECTOR);
+        head.extend_from_slice(HEAD_MAGIC);
+        head.extend_from_slice(&[0; 8]);
+        head.extend_from_slice(&self.number.to_le_bytes());
+        head.extend_from_slice(&self.salt.to_le_bytes());
+        head.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
+        head.resize(SECTOR, 0);
+        file.write_all_at(&head, self.head_offset() as u64)?;
+        file.sync_data()
+    }
+
+    fn checksum(self, sequence: u32, writes: &[u8]) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.salt.to_le_bytes());
+        hasher.update(&self.number.to_le_bytes());
+        hasher.update(&sequence.to_le_bytes());
+        hasher.update(&(writes.len() as u64).to_le_bytes());
+        hasher.update(writes);
+        hasher.finalize()
+    }
+
+    /// Completes a frame whose head is still empty, and fills its last sector.
+    pub(super) fn complete(self, sequence: u32, frame: &mut Vec<u8>) {
+        let checksum = self.checksum(sequence, &frame[FRAME_HEAD..]);
+        let length = (frame.len() - FRAME_HEAD) as u32;
+        frame[0..4].copy_from_slice(FRAME_MAGIC);
+        frame[4..8].copy_from_slice(&sequence.to_le_bytes());
+        frame[8..12].copy_from_slice(&length.to_le_bytes());
+        frame[12..16].copy_from_slice(&checksum.to_le_bytes());
+        frame.resize(frame.len().next_multiple_of(SECTOR), 0);
+    }
+
+    /// The frame at this place, if it is whole: its sequence and its writes.
+    fn frame<'a>(self, content: &'a [u8], at: usize) -> Option<(u32, &'a [u8])> {
+        let head = content.get(at..at + FRAME_HEAD)?;
+        if &head[0..4] != FRAME_MAGIC {
+            return None;
+        }
+        let (sequence, length, checksum) = (number(head, 4), number(head, 8), number(head, 12));
+        let from = at + FRAME_HEAD;
+        let writes = content.get(from..from.checked_add(length as usize)?)?;
+        (self.checksum(sequence, writes) == checksum).then_some((sequence, writes))
+    }
+}
+
+/// How much room a frame of so many bytes takes up.
+pub(super) fn room(frame: usize) -> usize {
+    frame.next_multiple_of(SECTOR)
+}
+
+fn number(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn long_number(bytes: &[u8], at: usize) -> u64 {
+    u64::from(number(bytes, at)) | u64::from(number(bytes, at + 4)) << 32
+}
+
+/// Reads a file. `None` when it has not been used yet.
+pub(super) fn read(file: &File) -> Result<Option<Found>, Unreadable> {
+    let length = file.metadata().map_err(Unreadable::Io)?.len();
+    if length != FILE_BYTES as u64 {
+        return Err(Unreadable::Damaged(format!("it has {length} bytes, not {FILE_BYTES}")));
+    }
+    let mut content = vec![0; FILE_BYTES];
+    file.read_exact_at(&mut content, 0).map_err(Unreadable::Io)?;
+    let mut newest: Option<Epoch> = None;
+    for offset in [0, SECTOR] {
+        if let Some(epoch) = head(&content[offset..offset + SECTOR]).map_err(Unreadable::Damaged)? {
+            newest = newest.filter(|other| other.number > epoch.number).or(Some(epoch));
+        }
+    }
+    let Some(epoch) = newest else { return Ok(None) };
+    let (mut frames, mut end) = (Vec::new(), FRAMES);
+    while let Some((sequence, writes)) = epoch.frame(&content, end) {
+        if sequence as usize != frames.len() {
+            break;
+        }
+        frames.push(writes.to_vec());
+        end += room(FRAME_HEAD + writes.len());
+    }
+    let later = (end..FILE_BYTES).step_by(SECTOR).find_map(|at| epoch.frame(&content, at));
+    if let Some((sequence, _)) = later {
+        return Err(Unreadable::Damaged(format!("frame {} is broken, and frame {sequence} is not", frames.len())));
+    }
+    Ok(Some(Found { epoch, frames, end }))
+}
+
+fn head(sector: &[u8]) -> Result<Option<Epoch>, String> {
+    if sector.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let (covered, rest) = sector.split_at(HEAD_BYTES - 4);
+    if covered[..8] != *HEAD_MAGIC || crc32fast::hash(covered) != number(rest, 0) {
+        return Err("its head does not fit its checksum".to_owned());
+    }
+    Ok(Some(Epoch { number: long_number(covered, 16), salt: long_number(covered, 24) }))
+}
