@@ -19,6 +19,8 @@ pub enum Need {
     UsualPorts,
     /// The client library of OpenAI, which `tests/prepare test` installs.
     OpenAiSdk,
+    /// A real llama-server with a tiny model, which `tests/prepare test` builds.
+    Llama,
     /// The right to make network namespaces, and the tools to join and to cut them.
     Networks,
 }
@@ -57,6 +59,9 @@ impl Need {
             Self::OpenAiSdk => {
                 runs(sdk_python(), &["-c", "import openai"], "the library of OpenAI is not there (tests/prepare test)")
             }
+            Self::Llama => {
+                runs(llama("llama-server"), &["--version"], "there is no llama-server (tests/prepare test builds one)")
+            }
             Self::Networks => runs(
                 "unshare",
                 &["--net", "sh", "-c", crate::net::TRIAL],
@@ -72,8 +77,21 @@ impl Need {
 /// When the test binary does not lie in a build directory.
 #[must_use]
 pub fn sdk_python() -> PathBuf {
+    prepared("sdk/bin/python")
+}
+
+/// A file of the real llama-server, where it is built.
+///
+/// # Panics
+/// When the test binary does not lie in a build directory.
+#[must_use]
+pub fn llama(file: &str) -> PathBuf {
+    prepared("llama").join(file)
+}
+
+fn prepared(what: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
-    test.ancestors().nth(3).expect("a build directory").join("sdk/bin/python")
+    test.ancestors().nth(3).expect("a build directory").join(what)
 }
 
 fn runs(program: impl AsRef<OsStr>, arguments: &[&str], otherwise: &'static str) -> Result<(), &'static str> {

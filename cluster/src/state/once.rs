@@ -105,11 +105,8 @@ fn beyond_the_window(step: &Step<'_>, once: &Once) -> Result<(), Stop> {
 
 /// The newest write that is remembered of a process, and its count.
 fn newest(tables: &Tables, client: &[u8]) -> Result<Option<(u64, Marker)>, Damaged> {
-    let first = client_key(client, 0);
-    let prefix = first.len() - size_of::<u64>();
-    // At most a window of them, for those before are removed as new ones come.
-    let own = tables.range(Marker::TABLE, &first).take_while(|(key, _)| key.starts_with(&first[..prefix]));
-    let Some((key, record)) = own.last() else { return Ok(None) };
+    let last = tables.last(Marker::TABLE, &client_key(client, 0), &client_key(client, u64::MAX));
+    let Some((key, record)) = last else { return Ok(None) };
     let seq = key.last_chunk::<8>().copied().map_or(0, u64::from_be_bytes);
     Ok(Some((seq, decode::<Marker>(record)?.row)))
 }

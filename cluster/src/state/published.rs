@@ -1,11 +1,11 @@
 //! What the rest of the program sees of the replicated state: the newest view, and every change from an index on.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::step::Damaged;
 use super::tables::Change;
@@ -80,11 +80,51 @@ struct Seen {
     at: Instant,
 }
 
+/// Who waits for which index. Everybody is woken once: with one signal for all, each entry would wake all who wait.
+#[derive(Debug, Default)]
+struct Waiting {
+    callers: BTreeMap<u64, Vec<oneshot::Sender<()>>>,
+    count: usize,
+}
+
+impl Waiting {
+    /// Those that gave up stay until their index comes, but for every so many all of them are looked through.
+    const SWEEP: usize = 1024;
+
+    fn add(&mut self, index: u64) -> oneshot::Receiver<()> {
+        if self.count >= Self::SWEEP && self.count.is_power_of_two() {
+            self.callers.retain(|_, callers| {
+                callers.retain(|caller| !caller.is_closed());
+                !callers.is_empty()
+            });
+            self.count = self.callers.values().map(Vec::len).sum();
+        }
+        let (caller, called) = oneshot::channel();
+        self.callers.entry(index).or_default().push(caller);
+        self.count += 1;
+        called
+    }
+
+    fn wake(&mut self, reached: u64) {
+        while let Some(first) = self.callers.first_entry()
+            && *first.key() <= reached
+        {
+            let callers = first.remove();
+            self.count -= callers.len();
+            for caller in callers {
+                // Gone if it gave up.
+                let _ = caller.send(());
+            }
+        }
+    }
+}
+
 /// Where the state machine shows what it has done. Readers never wait for it.
 #[derive(Debug)]
 pub struct Published {
     newest: ArcSwap<Seen>,
     index: watch::Sender<u64>,
+    waiting: Mutex<Waiting>,
     ring: Mutex<Ring>,
 }
 
@@ -96,6 +136,7 @@ impl Published {
         Self {
             newest: ArcSwap::from_pointee(Seen { view, at: Instant::now() }),
             index: watch::Sender::new(index),
+            waiting: Mutex::default(),
             ring: Mutex::new(Ring { after: index, ..Ring::default() }),
         }
     }
@@ -103,6 +144,10 @@ impl Published {
     // Nothing can panic while it is held.
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shows the state after one more entry, before that entry is answered.
@@ -124,6 +169,7 @@ impl Published {
         let index = view.index();
         self.newest.store(Arc::new(Seen { view, at: Instant::now() }));
         self.index.send_replace(index);
+        self.waiting().wake(index);
     }
 
     /// The newest view.
@@ -156,8 +202,16 @@ impl Published {
 
     /// Waits until the state has reached this index.
     pub async fn reached(&self, index: u64) -> View {
-        // The sender lives as long as `self`, so this never fails.
-        let _ = self.index.subscribe().wait_for(|reached| *reached >= index).await;
+        let called = {
+            let mut waiting = self.waiting();
+            // What is shown from here on wakes whoever has been added.
+            if self.with(|view| view.index() >= index) {
+                return self.view();
+            }
+            waiting.add(index)
+        };
+        // The sender is kept until the index is reached.
+        let _ = called.await;
         self.view()
     }
 
@@ -283,5 +337,20 @@ mod tests {
         writer.write(1);
         writer.write(1);
         assert_eq!(waiting.await.expect("ends"), 2);
+        assert_eq!(writer.published.reached(1).await.index(), 2, "nothing to wait for");
+    }
+
+    #[tokio::test]
+    async fn those_who_gave_up_are_forgotten() {
+        let mut writer = Writer::new();
+        for index in 1..=10 * Waiting::SWEEP as u64 {
+            let waiting = writer.published.reached(index);
+            assert!(futures_util::poll!(Box::pin(waiting)).is_pending());
+        }
+        assert!(writer.published.waiting().count <= Waiting::SWEEP);
+        let published = Arc::clone(&writer.published);
+        let patient = tokio::spawn(async move { published.reached(2).await.index() });
+        (0..2).for_each(|_| writer.write(1));
+        assert_eq!(patient.await.expect("ends"), 2);
     }
 }

@@ -114,6 +114,16 @@ impl Tables {
             .map(|(key, record)| (key.key.as_ref(), record))
     }
 
+    /// The last record of a table whose key lies between these, both included.
+    #[must_use]
+    pub fn last(&self, table: TableId, from: &[u8], to: &[u8]) -> Option<(&[u8], &Record)> {
+        let bound = |key| Bound::Included(RecordKey { table, key: Bytes::copy_from_slice(key) });
+        if from > to {
+            return None;
+        }
+        self.records.range((bound(from), bound(to))).next_back().map(|(key, record)| (key.key.as_ref(), record))
+    }
+
     /// Every record of every table, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&RecordKey, &Record)> {
         self.records.iter()
@@ -285,6 +295,9 @@ mod tests {
         let keys: Vec<_> = tables.range(A, b"").map(|(key, _)| key.to_vec()).collect();
         assert_eq!(keys, [b"a", b"b"]);
         assert_eq!(tables.range(B, b"b").count(), 1);
+        assert_eq!(tables.last(A, b"", b"az").map(|(key, _)| key), Some(&b"a"[..]));
+        assert_eq!(tables.last(A, b"", b"z").map(|(key, _)| key), Some(&b"b"[..]));
+        assert!(tables.last(A, b"c", b"z").is_none() && tables.last(A, b"z", b"a").is_none());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The storage of a node over a database that fails or stalls on purpose.
 
+use std::fs;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +11,10 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
 
+use super::node::databases;
+use super::sled_store::SledStore;
 use super::testing::{Fault, options};
-use super::{Applied, Entry, LogId, NodeStorage, Payload, StoreError, Vote};
+use super::{Applied, Batch, Database, Entry, LogId, NodeStorage, Payload, Store, StoreError, Tree, Vote};
 use crate::ids::NodeId;
 use crate::state::{TableId, Tables};
 
@@ -173,4 +177,42 @@ async fn a_purge_far_beyond_the_end_removes_only_what_is_there() {
     // Neither snapshot nor state reaches so far.
     drop(storage);
     assert!(NodeStorage::open(directory.path(), &options()).is_err());
+}
+
+/// The first format had no journal in front of the log.
+#[tokio::test]
+async fn a_directory_of_the_first_format_is_taken_over() {
+    const TREES: [Tree; 3] = [Tree("log"), Tree("logx"), Tree("meta")];
+    let directory = tempfile::tempdir().expect("a directory");
+    let storage = open(&directory, &Fault::never());
+    for index in 1..=3 {
+        append(&storage, index).await.expect("appends");
+    }
+    storage.close().await.expect("closes");
+
+    let raft = directory.path().join("raft");
+    let with_journal = databases()(&raft, Database::Log).expect("opens");
+    let mut batch = Batch::default();
+    for tree in &TREES {
+        let mut visit = |key: &[u8], value: &[u8]| {
+            batch.put(*tree, key, value);
+            Ok(ControlFlow::Continue(()))
+        };
+        with_journal.scan(*tree, &[], &mut visit).expect("scans");
+    }
+    batch.put(TREES[2], *b"format", 1_u32.to_be_bytes());
+    batch.remove(TREES[2], *b"journal");
+    drop(with_journal);
+    let plain = SledStore::open(&raft, &TREES).expect("opens");
+    plain.write(batch).and_then(|()| plain.sync()).expect("writes");
+    drop(plain);
+    for number in 0..2 {
+        fs::remove_file(raft.join(format!("journal-{number}"))).expect("is there");
+    }
+    for _ in 0..2 {
+        let storage = open(&directory, &Fault::never());
+        assert_eq!(storage.log.position().last, Some(id(3)));
+        assert_eq!(storage.log.read(0, u64::MAX).expect("reads").len(), 3);
+        storage.close().await.expect("closes");
+    }
 }
