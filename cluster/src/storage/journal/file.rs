@@ -65,7 +65,7 @@ impl Epoch {
         if (self.number / 2).is_multiple_of(2) { 0 } else { SECTOR }
     }
 
-    /// Writes the head; durable on return. No frame may be written before.
+    /// Writes the head. The barrier of the first frame makes it durable: without it there is no frame to be found.
     pub(super) fn begin(self, file: &File) -> io::Result<()> {
         let mut head = Vec::with_capacity(SECTOR);
         head.extend_from_slice(HEAD_MAGIC);
@@ -74,8 +74,7 @@ impl Epoch {
         head.extend_from_slice(&self.salt.to_le_bytes());
         head.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
         head.resize(SECTOR, 0);
-        file.write_all_at(&head, self.head_offset() as u64)?;
-        file.sync_data()
+        file.write_all_at(&head, self.head_offset() as u64)
     }
 
     fn checksum(self, sequence: u32, writes: &[u8]) -> u32 {
@@ -125,8 +124,9 @@ fn long_number(bytes: &[u8], at: usize) -> u64 {
     u64::from(number(bytes, at)) | u64::from(number(bytes, at + 4)) << 32
 }
 
-/// Reads a file. `None` when it has not been used yet.
-pub(super) fn read(file: &File) -> Result<Option<Found>, Unreadable> {
+/// Reads a file. `None` when it holds nothing newer than the epoch that is noted: it has not been used yet, or may be filled
+/// again, and what lies in it need not be whole.
+pub(super) fn read(file: &File, noted: u64) -> Result<Option<Found>, Unreadable> {
     let length = file.metadata().map_err(Unreadable::Io)?.len();
     if length != FILE_BYTES as u64 {
         return Err(Unreadable::Damaged(format!("it has {length} bytes, not {FILE_BYTES}")));
@@ -139,7 +139,7 @@ pub(super) fn read(file: &File) -> Result<Option<Found>, Unreadable> {
             newest = newest.filter(|other| other.number > epoch.number).or(Some(epoch));
         }
     }
-    let Some(epoch) = newest else { return Ok(None) };
+    let Some(epoch) = newest.filter(|epoch| epoch.number > noted) else { return Ok(None) };
     let (mut frames, mut end) = (Vec::new(), FRAMES);
     while let Some((sequence, writes)) = epoch.frame(&content, end) {
         if sequence as usize != frames.len() {

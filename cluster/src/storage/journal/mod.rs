@@ -175,8 +175,7 @@ impl Journaled {
             let files = [open_file(&path(directory, 0))?, open_file(&path(directory, 1))?];
             let mut epochs = Vec::new();
             for (number, file) in files.iter().enumerate() {
-                let found = file::read(file).map_err(|why| unreadable(&path(directory, number), why))?;
-                epochs.extend(found.filter(|found| found.epoch.number > noted));
+                epochs.extend(file::read(file, noted).map_err(|why| unreadable(&path(directory, number), why))?);
             }
             epochs.sort_by_key(|found| found.epoch.number);
             if epochs.iter().zip(noted + 1..).any(|(found, expected)| found.epoch.number != expected) {
