@@ -31,12 +31,16 @@ const TURN: Duration = Duration::from_secs(3);
 const TURNS: usize = 3;
 const OBJECTS: usize = 64;
 const KILLS: usize = 3;
+/// How many objects there are when a node is started again.
+const MANY: usize = 100_000;
 
 /// Something that can be written to and read from through several addresses.
 trait Store: Sync {
     fn name(&self) -> &'static str;
     fn pids(&self) -> Vec<u32>;
     fn write(&self, through: usize, object: usize, value: &str) -> impl Future<Output = bool> + Send;
+    /// Makes one object more.
+    fn make(&self, through: usize, name: &str) -> impl Future<Output = bool> + Send;
     fn read(&self, through: usize, object: usize) -> impl Future<Output = bool> + Send;
 }
 
@@ -87,6 +91,16 @@ impl Store for Muster {
         }
     }
 
+    async fn make(&self, through: usize, name: &str) -> bool {
+        let body = json!({"name": name, "provider": "openai-compatible", "modelId": "x", "baseUrl": "http://10.0.0.1:9/v1",
+            "description": "x".repeat(256)});
+        let url = format!("{}/api/models", self.urls[through % 3]);
+        match self.http.post(url).bearer_auth(ADMIN).json(&body).send().await {
+            Ok(answer) => answer.status() == 201 && answer.bytes().await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
     async fn read(&self, through: usize, object: usize) -> bool {
         let url = format!("{}/api/models/{}", self.urls[through % 3], self.objects[object]);
         match self.http.get(url).bearer_auth(ADMIN).send().await {
@@ -100,7 +114,8 @@ struct Etcd {
     members: Vec<Option<Child>>,
     clients: Vec<KvClient<Channel>>,
     urls: Vec<String>,
-    _directory: tempfile::TempDir,
+    peers: Vec<String>,
+    directory: tempfile::TempDir,
 }
 
 impl Etcd {
@@ -108,8 +123,7 @@ impl Etcd {
         let directory = tempfile::tempdir().expect("a directory");
         let (clients, peers): (Vec<_>, Vec<_>) =
             (0..3).map(|_| (format!("http://{}", free_address()), format!("http://{}", free_address()))).unzip();
-        let cluster: Vec<_> = peers.iter().enumerate().map(|(index, peer)| format!("m{index}={peer}")).collect();
-        let start = |index: usize| member(directory.path(), index, &clients[index], &peers[index], &cluster.join(","));
+        let start = |index: usize| member(directory.path(), index, &clients[index], &peers);
         let members: Vec<_> = (0..3).map(|index| start(index).ok()).collect::<Option<_>>()?;
         let members = members.into_iter().map(Some).collect();
         let channels = runtime.block_on(async {
@@ -118,13 +132,22 @@ impl Etcd {
                 .map(|url| KvClient::new(Channel::from_shared(url.clone()).expect("a URL").connect_lazy()))
                 .collect()
         });
-        let etcd = Self { members, clients: channels, urls: clients, _directory: directory };
+        let etcd = Self { members, clients: channels, urls: clients, peers, directory };
         let ready = || runtime.block_on(etcd.write(0, 0, "ready")).then_some(());
         wait_for(PATIENCE, "etcd to be ready", ready);
         for object in 0..OBJECTS {
             assert!(runtime.block_on(etcd.write(1, object, "ready")), "etcd does not write");
         }
         Some(etcd)
+    }
+
+    /// Kills a member and starts it again.
+    fn bounce(&mut self, index: usize) {
+        if let Some(member) = &mut self.members[index] {
+            member.kill().expect("is killed");
+            let _ = member.wait();
+        }
+        self.members[index] = member(self.directory.path(), index, &self.urls[index], &self.peers).ok();
     }
 
     fn leader(&self) -> usize {
@@ -136,10 +159,12 @@ impl Etcd {
     }
 }
 
-fn member(directory: &Path, index: usize, client: &str, peer: &str, cluster: &str) -> std::io::Result<Child> {
+fn member(directory: &Path, index: usize, client: &str, peers: &[String]) -> std::io::Result<Child> {
+    let cluster: Vec<_> = peers.iter().enumerate().map(|(index, peer)| format!("m{index}={peer}")).collect();
+    let (peer, cluster) = (&peers[index], cluster.join(","));
     Command::new("etcd")
         .args(["--name", &format!("m{index}"), "--listen-client-urls", client, "--advertise-client-urls", client])
-        .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster])
+        .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", &cluster])
         .arg("--data-dir")
         .arg(directory.join(index.to_string()))
         .stdout(Stdio::null())
@@ -168,6 +193,12 @@ impl Store for Etcd {
     async fn write(&self, through: usize, object: usize, value: &str) -> bool {
         let key = format!("object-{object}").into_bytes();
         let request = PutRequest { key, value: value.as_bytes().to_vec() };
+        let asked = tokio::time::timeout(Duration::from_secs(20), self.clients[through % 3].clone().put(request)).await;
+        matches!(asked, Ok(Ok(_)))
+    }
+
+    async fn make(&self, through: usize, name: &str) -> bool {
+        let request = PutRequest { key: name.as_bytes().to_vec(), value: vec![b'x'; 256] };
         let asked = tokio::time::timeout(Duration::from_secs(20), self.clients[through % 3].clone().put(request)).await;
         matches!(asked, Ok(Ok(_)))
     }
@@ -284,6 +315,58 @@ fn report(runtime: &Runtime, muster: &Muster, etcd: Option<&Etcd>, kind: Kind, c
     }
 }
 
+/// Makes so many objects that a start has something to read.
+fn fill(runtime: &Runtime, store: &impl Store) {
+    let (begun, next) = (Instant::now(), AtomicU64::new(0));
+    runtime.block_on(async {
+        let caller = |through: usize| {
+            let next = &next;
+            async move {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= MANY as u64 {
+                        return;
+                    }
+                    assert!(store.make(through, &format!("one of many {number}")).await, "{} failed", store.name());
+                }
+            }
+        };
+        futures_util::future::join_all((0..64).map(caller)).await
+    });
+    let (rate, size) = (MANY as f64 / begun.elapsed().as_secs_f64(), memory(&store.pids()) / 3);
+    println!("{MANY} objects made by 64 callers: {:<7} {rate:.0} per s; {size} MiB for each of three", store.name());
+}
+
+/// How long it takes from the start of a node to its first linearizable answer.
+fn first_answer(runtime: &Runtime, store: &impl Store, node: usize) {
+    let begun = Instant::now();
+    runtime.block_on(async {
+        while !store.read(node, 0).await {
+            assert!(begun.elapsed() < PATIENCE, "it does not answer");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    println!("{MANY} objects, started again after signal 9, first read: {:<7} {:?}", store.name(), begun.elapsed());
+}
+
+fn restarts(runtime: &Runtime, muster: &mut Muster, etcd: Option<&mut Etcd>) {
+    if let Some(etcd) = etcd {
+        fill(runtime, etcd);
+        for _ in 0..TURNS {
+            let follower = (etcd.leader() + 1) % 3;
+            etcd.bounce(follower);
+            first_answer(runtime, etcd, follower);
+        }
+    }
+    fill(runtime, muster);
+    for _ in 0..TURNS {
+        let follower = (muster.mesh.leader() + 1) % 3;
+        muster.mesh.machines[follower].kill();
+        muster.mesh.restart(follower);
+        first_answer(runtime, muster, follower);
+    }
+}
+
 /// How long it takes to the next acknowledged write when the leader has just been killed.
 fn failover(runtime: &Runtime, store: &impl Store, survivor: usize) -> Duration {
     let begun = Instant::now();
@@ -343,6 +426,10 @@ fn main() {
         if let Some(pids) = pids {
             println!("loaded  {name:<7} {} MiB for each of three", memory(&pids) / 3);
         }
+    }
+    let mut etcd = etcd;
+    if wanted.is("restart") {
+        restarts(&runtime, &mut muster, etcd.as_mut());
     }
     if !wanted.is("failover") {
         return;

@@ -6,17 +6,25 @@ use std::sync::Arc;
 use futures_util::{Stream, TryStreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::entry::RaftEntry;
-use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 
 use super::config::{
     Answer, TypeConfig, from_log_id, from_stored_membership, to_log_id, to_membership, to_stored_membership,
 };
-use crate::state::{Machine, Published, Tables, View};
+use crate::state::{Batch, Machine, Published, Tables, View};
 use crate::storage::{Applied, SnapshotFile, SnapshotStore, StateStore, StoreError, StoredMembership};
 
-/// After so many entries the changes are handed to the disk even if more entries are waiting.
-const HAND_OVER: usize = 256;
+/// After so many entries they are shown, answered, and handed to the disk even if more are waiting.
+const AT_ONCE: usize = 128;
+
+/// Entries that are applied, and neither shown nor answered yet.
+#[derive(Default)]
+struct Done {
+    entries: usize,
+    written: Vec<Batch>,
+    answers: Vec<(ApplyResponder<TypeConfig>, Answer)>,
+}
 
 /// The replicated state of this node, as openraft sees it.
 pub struct StateMachine<M> {
@@ -48,6 +56,51 @@ impl<M: Machine> StateMachine<M> {
         Arc::clone(&self.published)
     }
 
+    async fn apply_all<Strm>(&mut self, entries: &mut Strm, done: &mut Done) -> io::Result<()>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let at = to_log_id(&entry.log_id());
+            let written = self.tables.changes().len();
+            let answer = match &entry.payload {
+                EntryPayload::Blank => Answer::default(),
+                EntryPayload::Membership(membership) => {
+                    self.applied.membership =
+                        StoredMembership { log_id: Some(at), membership: to_membership(membership) };
+                    Answer::default()
+                }
+                EntryPayload::Normal(command) => {
+                    let answer = self.machine.apply(&mut self.tables, at, &command.0);
+                    Answer(answer.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?)
+                }
+            };
+            self.applied.log_id = Some(at);
+            if let written @ [_, ..] = &self.tables.changes()[written..] {
+                done.written.push(Batch { index: at.index, changes: written.into() });
+            }
+            done.entries += 1;
+            done.answers.extend(responder.map(|responder| (responder, answer)));
+            if done.entries >= AT_ONCE {
+                self.show(done);
+                self.hand_over().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what was done, and then answers: whoever has an answer must find what it speaks of (INV-11). Not after each
+    /// entry, because while readers may hold a view every write has to copy what it touches.
+    fn show(&mut self, done: &mut Done) {
+        if done.entries > 0 {
+            self.published.publish(View::new(&self.tables, &self.applied), done.written.drain(..));
+            done.entries = 0;
+        }
+        for (responder, answer) in done.answers.drain(..) {
+            responder.send(answer);
+        }
+    }
+
     async fn hand_over(&mut self) -> io::Result<()> {
         self.applied.fingerprint = self.tables.fingerprint();
         Ok(self.state.record(self.tables.take_changes(), self.applied.clone()).await?)
@@ -66,34 +119,10 @@ impl<M: Machine + Sync> RaftStateMachine<TypeConfig> for StateMachine<M> {
     where
         Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
-        let mut waiting = 0;
-        while let Some((entry, responder)) = entries.try_next().await? {
-            let at = to_log_id(&entry.log_id());
-            let written = self.tables.changes().len();
-            let answer = match &entry.payload {
-                EntryPayload::Blank => Answer::default(),
-                EntryPayload::Membership(membership) => {
-                    self.applied.membership =
-                        StoredMembership { log_id: Some(at), membership: to_membership(membership) };
-                    Answer::default()
-                }
-                EntryPayload::Normal(command) => {
-                    let answer = self.machine.apply(&mut self.tables, at, &command.0);
-                    Answer(answer.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?)
-                }
-            };
-            self.applied.log_id = Some(at);
-            // Before the answer: whoever has it must find what it speaks of.
-            self.published.publish(View::new(&self.tables, &self.applied), &self.tables.changes()[written..]);
-            waiting += 1;
-            if waiting >= HAND_OVER {
-                waiting = 0;
-                self.hand_over().await?;
-            }
-            if let Some(responder) = responder {
-                responder.send(answer);
-            }
-        }
+        let mut done = Done::default();
+        // An error stops the node. What it leaves undone is neither shown nor, with what came right before it, answered.
+        self.apply_all(&mut entries, &mut done).await?;
+        self.show(&mut done);
         self.hand_over().await
     }
 

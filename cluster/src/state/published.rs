@@ -150,11 +150,13 @@ impl Published {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows the state after one more entry, before that entry is answered.
-    pub fn publish(&self, view: View, changes: &[Change]) {
-        let index = view.index();
-        if !changes.is_empty() {
-            self.ring().push(Batch { index, changes: changes.into() });
+    /// Shows the state after more entries, before they are answered.
+    pub fn publish(&self, view: View, written: impl IntoIterator<Item = Batch>) {
+        {
+            let mut ring = self.ring();
+            for batch in written {
+                ring.push(batch);
+            }
         }
         self.show(view);
     }
@@ -288,8 +290,8 @@ mod tests {
         fn write(&mut self, bytes: usize) {
             self.index += 1;
             self.tables.put(TableId(99), self.index.to_be_bytes().to_vec(), vec![0; bytes], self.index);
-            let changes = self.tables.take_changes();
-            self.published.publish(self.view(), &changes);
+            let changes = self.tables.take_changes().into();
+            self.published.publish(self.view(), [Batch { index: self.index, changes }]);
         }
     }
 

@@ -56,13 +56,15 @@ pub struct Tables {
     records: OrdMap<RecordKey, Record>,
     fingerprint: Fingerprint,
     changes: Vec<Change>,
+    /// What stood where something was changed since the last mark, in order. A copy of the tables to go back to would do
+    /// too, but while there is one every write has to copy what it touches.
+    before: Vec<(RecordKey, Option<Record>)>,
     side: OrdMap<Bytes, Record>,
 }
 
 /// A point to go back to, see [`Tables::mark`].
 #[derive(Debug)]
 pub struct Mark {
-    records: OrdMap<RecordKey, Record>,
     fingerprint: Fingerprint,
     changes: usize,
     side: OrdMap<Bytes, Record>,
@@ -90,9 +92,11 @@ impl Tables {
         self.fingerprint.history = chain(&self.fingerprint.history, &key, Some(&record.value));
         self.fingerprint.content = self.fingerprint.content.wrapping_add(summand(&key, &record));
         self.changes.push((key.clone(), Some(record.clone())));
-        if let Some(old) = self.records.insert(key.clone(), record) {
-            self.fingerprint.content = self.fingerprint.content.wrapping_sub(summand(&key, &old));
+        let old = self.records.insert(key.clone(), record);
+        if let Some(old) = &old {
+            self.fingerprint.content = self.fingerprint.content.wrapping_sub(summand(&key, old));
         }
+        self.before.push((key, old));
     }
 
     /// Removes a key, if it is there.
@@ -101,7 +105,8 @@ impl Tables {
         if let Some(old) = self.records.remove(&key) {
             self.fingerprint.history = chain(&self.fingerprint.history, &key, None);
             self.fingerprint.content = self.fingerprint.content.wrapping_sub(summand(&key, &old));
-            self.changes.push((key, None));
+            self.changes.push((key.clone(), None));
+            self.before.push((key, Some(old)));
         }
     }
 
@@ -147,20 +152,21 @@ impl Tables {
         self.fingerprint
     }
 
-    /// Where the tables stand now.
+    /// Where the tables stand now. It takes the place of the mark before.
     #[must_use]
-    pub fn mark(&self) -> Mark {
-        Mark {
-            records: self.records.clone(),
-            fingerprint: self.fingerprint,
-            changes: self.changes.len(),
-            side: self.side.clone(),
-        }
+    pub fn mark(&mut self) -> Mark {
+        self.before.clear();
+        Mark { fingerprint: self.fingerprint, changes: self.changes.len(), side: self.side.clone() }
     }
 
-    /// Undoes what was written since the mark was taken, which must be after the last [`Self::take_changes`].
+    /// Undoes what was written since the last mark was taken, which must be after the last [`Self::take_changes`].
     pub fn go_back(&mut self, mark: Mark) {
-        self.records = mark.records;
+        for (key, record) in self.before.drain(..).rev() {
+            match record {
+                Some(record) => self.records.insert(key, record),
+                None => self.records.remove(&key),
+            };
+        }
         self.fingerprint = mark.fingerprint;
         self.changes.truncate(mark.changes);
         self.side = mark.side;
@@ -173,6 +179,7 @@ impl Tables {
             records: self.records.clone(),
             fingerprint: self.fingerprint,
             changes: Vec::new(),
+            before: Vec::new(),
             side: self.side.clone(),
         }
     }
@@ -298,6 +305,31 @@ mod tests {
         assert_eq!(tables.last(A, b"", b"az").map(|(key, _)| key), Some(&b"a"[..]));
         assert_eq!(tables.last(A, b"", b"z").map(|(key, _)| key), Some(&b"b"[..]));
         assert!(tables.last(A, b"c", b"z").is_none() && tables.last(A, b"z", b"a").is_none());
+    }
+
+    #[test]
+    fn what_was_written_since_a_mark_can_be_undone() {
+        let mut tables = Tables::default();
+        for (key, value) in [("changed", "1"), ("removed", "2"), ("both", "3")] {
+            tables.put(A, key, value, 1);
+        }
+        let all =
+            |tables: &Tables| tables.iter().map(|(key, record)| (key.clone(), record.clone())).collect::<Vec<_>>();
+        let (before, fingerprint) = (all(&tables), tables.fingerprint());
+        for _ in 0..2 {
+            let mark = tables.mark();
+            tables.put(A, "changed", "x", 2);
+            tables.put(A, "changed", "y", 2);
+            tables.remove(A, "removed");
+            tables.remove(A, "both");
+            tables.put(A, "both", "z", 2);
+            tables.put(B, "new", "n", 2);
+            tables.remove(B, "new");
+            tables.put(B, "newer", "n", 2);
+            assert_ne!(tables.fingerprint(), fingerprint);
+            tables.go_back(mark);
+            assert_eq!((all(&tables), tables.fingerprint(), tables.changes().len()), (before.clone(), fingerprint, 3));
+        }
     }
 
     #[test]
