@@ -1,8 +1,9 @@
 // Stands between a process and the time of day (LD_PRELOAD): adds an offset that may change while the process runs. What
 // counts from the start of the machine (CLOCK_MONOTONIC, CLOCK_BOOTTIME) stays as it is.
 //
-//   CLOCK_FILE  a file whose first eight bytes are the offset in milliseconds, signed, in the machine's byte order. It must
-//               be there when the process starts, and must be written over in place: it is mapped.
+//   CLOCK_FILE  a file of sixteen bytes: the offset in milliseconds, signed, and how often a time was told with one that is
+//               not 0; both in the machine's byte order. It must be there when the process starts, and must be written over
+//               in place: it is mapped.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -13,7 +14,10 @@
 #include <time.h>
 #include <unistd.h>
 
-static const volatile int64_t *offset;
+static volatile struct {
+    int64_t offset;
+    uint64_t told;
+} *shared;
 
 #define REAL(name) __typeof__(name) *real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
@@ -23,16 +27,17 @@ __attribute__((constructor)) static void start(void) {
     int fd;
     if (!path) return;
     // A test that asks for another time and gets the right one would show nothing.
-    if ((fd = open(path, O_RDONLY | O_CLOEXEC)) < 0) abort();
-    mapped = mmap(NULL, sizeof *offset, PROT_READ, MAP_SHARED, fd, 0);
+    if ((fd = open(path, O_RDWR | O_CLOEXEC)) < 0) abort();
+    mapped = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (mapped == MAP_FAILED) abort();
     close(fd);
-    offset = mapped;
+    shared = mapped;
 }
 
 static void shift(struct timespec *time) {
-    int64_t milliseconds = offset ? __atomic_load_n(offset, __ATOMIC_RELAXED) : 0;
+    int64_t milliseconds = shared ? __atomic_load_n(&shared->offset, __ATOMIC_RELAXED) : 0;
     int64_t nanoseconds = time->tv_nsec + milliseconds % 1000 * 1000000;
+    if (milliseconds != 0) __atomic_add_fetch(&shared->told, 1, __ATOMIC_RELAXED);
     time->tv_sec += milliseconds / 1000;
     if (nanoseconds < 0) time->tv_sec--, nanoseconds += 1000000000;
     if (nanoseconds >= 1000000000) time->tv_sec++, nanoseconds -= 1000000000;

@@ -8,6 +8,7 @@
 //   DISK_FAIL_TIMES  how many of them fail, all if not given
 //   DISK_FAIL_DELAY  how many milliseconds a failing one takes
 //   DISK_ERRNO       the error they fail with, EIO if not given
+//   DISK_HOLD        while there is a file of this name, no barrier is issued: whoever asks for one waits
 //   DISK_KILL_AT     the number of the step (write, barrier, change of a name) before which the process kills itself
 //
 // A record: op (u8), fd (i32), a (u64), b (u64), length (u32), bytes; little endian. See tests/src/disk.rs for the meaning.
@@ -38,7 +39,7 @@ static unsigned char kinds[MAX_FD];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 // Held for reading by every step with its record, for writing by the kill.
 static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
-static const char *root;
+static const char *root, *hold;
 static size_t root_length;
 static int trace = -1;
 static long fail_write, fail_sync, fail_times = LONG_MAX, fail_delay, kill_at, writes, syncs, all_steps;
@@ -50,6 +51,7 @@ __attribute__((constructor)) static void start(void) {
     const char *value;
     root = getenv("DISK_ROOT");
     root_length = root ? strlen(root) : 0;
+    hold = getenv("DISK_HOLD");
     if ((value = getenv("DISK_FAIL_WRITE"))) fail_write = atol(value);
     if ((value = getenv("DISK_FAIL_SYNC"))) fail_sync = atol(value);
     if ((value = getenv("DISK_FAIL_TIMES"))) fail_times = atol(value);
@@ -282,6 +284,7 @@ static int barrier(int fd, int (*real)(int)) {
     int outcome = -1;
     if (kind(fd) != FILE_FD && kind(fd) != DIRECTORY_FD) return real(fd);
     step();
+    while (hold && access(hold, F_OK) == 0) usleep(1000);
     ENTER;
     if (!fails(&syncs, fail_sync)) {
         pthread_mutex_lock(&lock);

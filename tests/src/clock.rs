@@ -22,10 +22,15 @@ impl WallClock {
     /// When the file can not be made.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        let file = File::options().create(true).truncate(true).write(true).open(&path).expect("the file of a clock");
-        let clock = Self { file, path };
-        clock.put(0);
-        clock
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("the file of a clock");
+        file.set_len(16).expect("room for two numbers");
+        Self { file, path }
     }
 
     /// What a process must have in its environment to go by it.
@@ -42,6 +47,22 @@ impl WallClock {
     /// Puts it so far behind the machine's.
     pub fn behind(&self, by: Duration) {
         self.put(-milliseconds(by));
+    }
+
+    /// Puts it right.
+    pub fn right(&self) {
+        self.put(0);
+    }
+
+    /// How often the process has been told a time that is wrong.
+    ///
+    /// # Panics
+    /// When the file can not be read.
+    #[must_use]
+    pub fn told(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.file.read_exact_at(&mut bytes, 8).expect("the file of a clock");
+        u64::from_ne_bytes(bytes)
     }
 
     fn put(&self, milliseconds: i64) {
@@ -77,10 +98,10 @@ mod tests {
             seconds - i64::try_from(now).expect("few")
         };
         let about = |seconds: i64| (seconds - 2..=seconds).contains(&shown());
-        assert!(about(0));
+        assert!(about(0) && clock.told() == 0);
         clock.ahead(Duration::from_secs(60 * day));
         assert!(about(60 * day as i64));
         clock.behind(Duration::from_millis(1_500));
-        assert!(about(-1), "{}", shown());
+        assert!(about(-1) && clock.told() > 1, "{} {}", shown(), clock.told());
     }
 }

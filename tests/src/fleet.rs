@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::api::Api;
+use crate::api::{Api, try_send};
 use crate::process::{Process, binary, run, wait_for};
 
 /// How long a node may take to start or to end; far more than it needs.
@@ -339,6 +339,13 @@ fn start_dev(home: &Home, count: usize, variables: &[(&'static str, String)]) ->
     (process, dev)
 }
 
+/// Where the API listens, according to what a node has said.
+fn listens_at(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains("the API listens"))?;
+    let address = line.split("address=").nth(1)?.split_whitespace().next()?;
+    Some(format!("http://{address}"))
+}
+
 /// A node as `muster serve` runs it.
 #[derive(Debug)]
 pub struct Node {
@@ -366,13 +373,32 @@ impl Node {
         let before = home.log().len();
         let mut process = home.start(command);
         let endpoint = wait_for(PATIENCE, "the API to listen", || {
-            let log = home.log();
-            let line = log[before..].lines().find(|line| line.contains("the API listens"));
-            assert!(line.is_some() || process.ended().is_none(), "it ended instead of serving");
-            let address = line?.split("address=").nth(1)?.split_whitespace().next()?.to_owned();
-            Some(format!("http://{address}"))
+            let endpoint = listens_at(&home.log()[before..]);
+            assert!(endpoint.is_some() || process.ended().is_none(), "it ended instead of serving");
+            endpoint
         });
         Self { process, endpoint }
+    }
+
+    /// Starts a node that may end by itself: waits until it is ready, or returns how it ended and what it said.
+    ///
+    /// # Errors
+    /// When it ends.
+    ///
+    /// # Panics
+    /// When neither happens in time.
+    pub fn try_start_command(home: &Home, command: &mut Command) -> Result<Self, (ExitStatus, String)> {
+        let before = home.log().len();
+        let mut process = home.start(command);
+        let endpoint = wait_for(PATIENCE, "the node to be ready, or to end", || {
+            if let Some(status) = process.ended() {
+                return Some(Err((status, home.log()[before..].to_owned())));
+            }
+            let endpoint = listens_at(&home.log()[before..])?;
+            let ready = try_send(Api::new(&endpoint).request("GET", "/ready"));
+            ready.is_ok_and(|answer| answer.status == 200).then_some(Ok(endpoint))
+        })?;
+        Ok(Self { process, endpoint })
     }
 
     /// Waits until it serves.

@@ -13,6 +13,7 @@ pub mod net;
 pub mod process;
 pub mod registers;
 pub mod seeds;
+pub mod small_disk;
 pub mod tailscaled;
 pub mod upstream;
 pub mod workload;

@@ -1,0 +1,131 @@
+//! All machines lose their power at once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use muster_tests::api::{Api, try_send};
+use muster_tests::disk::{Disk, Survives, read_trace};
+use muster_tests::fleet::{Home, PATIENCE};
+use muster_tests::groups::Need;
+use muster_tests::mesh::{Machine, Mesh};
+use muster_tests::process::{number, wait_for};
+use muster_tests::registers::{Registers, model};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+
+use super::{GROUP, Stop, go_on, is_whole, set_aside};
+
+/// What was written and acknowledged, by its key.
+type Acknowledged = Mutex<Vec<(String, Value)>>;
+
+/// Writes models through one node, each with a key of its own.
+fn write(api: &Api, node: usize, stop: &AtomicBool, count: &AtomicUsize, acknowledged: &Acknowledged) {
+    while !stop.load(Ordering::Relaxed) {
+        let name = format!("model {} through {node}", count.fetch_add(1, Ordering::Relaxed));
+        let request = api.request("POST", "/api/models").header("idempotency-key", &name).json(&model(&name));
+        if let Ok(answer) = try_send(request)
+            && answer.status == 201
+        {
+            acknowledged.lock().expect("not poisoned").push((name, answer.body));
+        }
+    }
+}
+
+/// Puts what the loss of power has left in the place of a node's directory, and returns how much had not been safe.
+fn lose(home: &Home, trace: &Path, survives: Survives, seed: u64) -> usize {
+    let mut disk = Disk::new(home.path());
+    for step in &read_trace(trace).expect("the recording") {
+        disk.advance(step);
+    }
+    let left = home.path().join("left");
+    std::fs::create_dir(&left).expect("a directory");
+    disk.lose_power(survives, seed, &left).expect("the image is written");
+    std::fs::remove_dir_all(home.data()).expect("removes");
+    std::fs::rename(left.join("data"), home.data()).expect("its data directory");
+    std::fs::remove_dir_all(&left).expect("removes");
+    disk.not_safe()
+}
+
+fn run(seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut machines: Vec<_> = (0..3).map(|_| Machine::on_loopback()).collect();
+    let place = tempfile::tempdir().expect("a directory");
+    let hold = place.path().join("hold");
+    let traces: Vec<_> = machines.iter_mut().map(|machine| machine.recorded(&hold)).collect();
+    let length = |trace: &PathBuf| trace.metadata().map_or(0, |about| about.len());
+    let mut mesh = Mesh::of(machines);
+    let registers = Registers::new(mesh.apis(), "register", 5);
+    let (stop, count, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0), Acknowledged::default());
+    let apis = mesh.apis();
+    registers.used_while(seed, || {
+        go_on(&registers, &[0, 1, 2]);
+        std::thread::scope(|scope| {
+            let _stop = Stop(&stop);
+            for (node, api) in apis.iter().enumerate() {
+                let (stop, count, acknowledged) = (&stop, &count, &acknowledged);
+                let _ = scope.spawn(move || write(api, node, stop, count, acknowledged));
+            }
+            let enough = random.random_range(20..60);
+            wait_for(PATIENCE, "some writes", || {
+                (acknowledged.lock().expect("not poisoned").len() >= enough).then_some(())
+            });
+            // The moment: what is written from here on is lost or not, and nothing of it is acknowledged.
+            std::fs::write(&hold, "").expect("a file");
+            let lengths: Vec<_> = traces.iter().map(length).collect();
+            wait_for(PATIENCE, "every node to have something to lose", || {
+                traces.iter().zip(&lengths).all(|(trace, before)| length(trace) > *before).then_some(())
+            });
+            mesh.kill_all();
+        });
+    });
+    std::fs::remove_file(&hold).expect("removes");
+    let acknowledged = acknowledged.into_inner().expect("not poisoned");
+    let calls = registers.calls().len();
+    for machine in &mut mesh.machines {
+        machine.variables.clear();
+    }
+    for image in 0..number("IMAGES", 2) {
+        let chosen: Vec<_> = traces
+            .iter()
+            .enumerate()
+            .map(|(node, trace)| {
+                let kinds = [Survives::Nothing, Survives::Prefix, Survives::RandomHalf];
+                let (survives, image) = (*kinds.choose(&mut random).expect("three"), random.random());
+                (survives, lose(&mesh.machines[node].home, trace, survives, image))
+            })
+            .collect();
+        println!("seed {seed}, image {image}: {chosen:?}, {} acknowledged", acknowledged.len());
+        assert!(chosen.iter().all(|(_, not_safe)| *not_safe > 0), "there was nothing to lose");
+        // What another image has shown of calls without an answer says nothing of this one.
+        registers.forget_after(calls);
+        (0..3).for_each(|index| mesh.restart(index));
+        let figures = is_whole(&mut mesh, &registers);
+        println!("{figures:?}");
+        for (turn, (name, first)) in acknowledged.iter().enumerate() {
+            let again = mesh.api(turn % 3).post_once("/api/models", &model(name), name).expect(201);
+            assert_eq!(again.body, *first, "acknowledged before the power failed");
+        }
+        go_on_and_whole(&mut mesh, &registers, seed);
+        for machine in &mesh.machines {
+            assert_eq!(set_aside(machine), 0, "nothing was wrong with it");
+        }
+        mesh.kill_all();
+    }
+}
+
+fn go_on_and_whole(mesh: &mut Mesh, registers: &Registers, seed: u64) {
+    registers.used_while(seed + 1, || go_on(registers, &[0, 1, 2]));
+    let _ = is_whole(mesh, registers);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_all_machines_lose_their_power_at_once() {
+    if !Need::Compiler.is_met(GROUP) {
+        return;
+    }
+    let seed = number("SEED_BLACKOUT", 1);
+    (seed..seed + number("RUNS_BLACKOUT", 1)).for_each(run);
+}
