@@ -380,6 +380,12 @@ impl Node {
         Self { process, endpoint }
     }
 
+    /// Starts a node, and waits for nothing.
+    #[must_use]
+    pub fn spawn(home: &Home, command: &mut Command) -> Self {
+        Self { process: home.start(command), endpoint: String::new() }
+    }
+
     /// Starts a node that may end by itself: waits until it is ready, or returns how it ended and what it said.
     ///
     /// # Errors

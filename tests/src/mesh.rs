@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -72,6 +74,25 @@ impl Machine {
         self.variables.extend([("DISK_ROOT", root), ("DISK_TRACE", trace.clone()), ("LD_PRELOAD", library)]);
         self.variables.push(("DISK_HOLD", hold.to_owned()));
         trace
+    }
+
+    /// Has its process kill itself, from its next start on, before the step of this number that changes the disk; counted
+    /// from when a file gets a name that fits this pattern.
+    pub fn kills_itself(&mut self, at: u64, from: &str) {
+        let (root, library) = (self.home.path().to_owned(), disk_library().to_owned());
+        self.variables = vec![("DISK_ROOT", root), ("LD_PRELOAD", library), ("DISK_KILL_AT", at.to_string().into())];
+        self.variables.push(("DISK_KILL_FROM", from.into()));
+    }
+
+    /// Waits for its process to end by signal 9, and says after how long.
+    ///
+    /// # Panics
+    /// When it does not, or ends otherwise.
+    pub fn killed(&mut self) -> Duration {
+        let begun = Instant::now();
+        let status = self.node.take().expect("is running").process().wait(PATIENCE);
+        assert_eq!(status.signal(), Some(9), "{status}");
+        begun.elapsed()
     }
 
     /// Lets its process go by a clock of its own from its next start on.
@@ -180,12 +201,26 @@ impl Mesh {
     }
 
     /// Adds a machine, which joins through another one.
-    pub fn add(&mut self, mut machine: Machine, through: usize) -> usize {
+    pub fn add(&mut self, machine: Machine, through: usize) -> usize {
+        let index = self.place(machine);
+        self.join(index, through);
+        index
+    }
+
+    /// Adds a machine, which does nothing yet.
+    pub fn place(&mut self, mut machine: Machine) -> usize {
         let index = self.machines.len();
         machine.name = name(index);
         self.machines.push(machine);
-        self.join(index, through);
         index
+    }
+
+    /// Starts a node that joins through another one, and may end at any moment.
+    pub fn start_joining(&mut self, index: usize, through: usize) {
+        let (through, token) = (self.machines[through].mesh.clone(), self.token.clone());
+        let mut command = self.command(index, &["--join", &through, "--join-token", &token]);
+        let machine = &mut self.machines[index];
+        machine.node = Some(Node::spawn(&machine.home, &mut command));
     }
 
     /// Starts a node that joins through another one, or that may have done so.

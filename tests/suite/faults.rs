@@ -1,9 +1,13 @@
 //! Machines that fail under a fleet: disks, power, clocks. Nodes are real processes, and callers use them all meanwhile.
 
+#[path = "faults/behind.rs"]
+mod behind;
 #[path = "faults/clocks.rs"]
 mod clocks;
 #[path = "faults/damage.rs"]
 mod damage;
+#[path = "faults/members.rs"]
+mod members;
 #[path = "faults/power.rs"]
 mod power;
 #[path = "faults/room.rs"]

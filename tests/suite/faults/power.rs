@@ -1,8 +1,10 @@
 //! All machines lose their power at once.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use muster_tests::api::{Api, try_send};
 use muster_tests::disk::{Disk, Survives, read_trace};
@@ -16,7 +18,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
-use super::{GROUP, Stop, go_on, is_whole, set_aside};
+use super::{GROUP, Stop, go_on, is_whole, others, set_aside};
 
 /// What was written and acknowledged, by its key.
 type Acknowledged = Mutex<Vec<(String, Value)>>;
@@ -128,4 +130,58 @@ fn nothing_acknowledged_is_lost_when_all_machines_lose_their_power_at_once() {
     }
     let seed = number("SEED_BLACKOUT", 1);
     (seed..seed + number("RUNS_BLACKOUT", 1)).for_each(run);
+}
+
+#[test]
+fn a_leader_that_loses_its_power_and_returns_at_once_does_not_lead_on_with_what_it_has_left() {
+    if !Need::Compiler.is_met(GROUP) {
+        return;
+    }
+    let mut machines: Vec<_> = (0..3).map(|_| Machine::on_loopback()).collect();
+    let holds: Vec<_> = machines.iter().map(|machine| machine.home.path().join("hold")).collect();
+    let traces: Vec<_> = machines.iter_mut().zip(&holds).map(|(machine, hold)| machine.recorded(hold)).collect();
+    let mut mesh = Mesh::of(machines);
+    let (stop, count, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0), Acknowledged::default());
+    let (leader, apis) = (mesh.leader(), mesh.apis());
+    let term = mesh.cluster(leader).expect("an answer")["term"].clone();
+    let acknowledged_so_far = || acknowledged.lock().expect("not poisoned").len();
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        let stop = &stop;
+        for node in others(leader) {
+            let (api, count, acknowledged) = (&apis[node], &count, &acknowledged);
+            let _ = scope.spawn(move || write(api, node, stop, count, acknowledged));
+        }
+        wait_for(PATIENCE, "some writes", || (acknowledged_so_far() > 10).then_some(()));
+        // The others are a majority: what they have made durable is acknowledged, and the leader's disk owes it.
+        std::fs::write(&holds[leader], "").expect("a file");
+        let before = acknowledged_so_far();
+        wait_for(PATIENCE, "writes without its disk", || (acknowledged_so_far() >= before + 20).then_some(()));
+        mesh.machines[leader].kill();
+        let lost = lose(&mesh.machines[leader].home, &traces[leader], Survives::Nothing, 1);
+        mesh.machines[leader].variables.clear();
+        let begun = Instant::now();
+        mesh.restart(leader);
+        assert!(lost > 0, "there was nothing to lose");
+        mesh.ready();
+        println!("{lost} changes lost, back and ready after {:?}; the term was {term}", begun.elapsed());
+        let before = acknowledged_so_far();
+        wait_for(PATIENCE, "more writes", || (acknowledged_so_far() >= before + 20).then_some(()));
+    });
+    let acknowledged = acknowledged.into_inner().expect("not poisoned");
+    assert_eq!(mesh.hashes().len(), 1, "equal states at an equal index");
+    for node in 0..3 {
+        let models = mesh.api(node).get("/api/models?limit=1000").expect(200).body;
+        let found: BTreeSet<_> = models["models"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|model| &model["name"])
+            .map(Value::to_string)
+            .collect();
+        let lost: Vec<_> =
+            acknowledged.iter().filter(|(name, _)| !found.contains(&Value::from(name.as_str()).to_string())).collect();
+        assert!(lost.is_empty(), "node {node} has lost {lost:?}");
+    }
+    println!("{} acknowledged", acknowledged.len());
 }
