@@ -77,7 +77,7 @@ fn comes_back(mesh: &mut Mesh, node: usize, kills: u64, random: &mut StdRng) {
     let sent = newest(&mesh.machines[mesh.leader()]);
     let mut hit = 0;
     for turn in 0..kills {
-        let step = random.random_range(1..=60);
+        let step = random.random_range(1..=30);
         mesh.machines[node].kills_itself(step, HALF_WRITTEN);
         mesh.restart(node);
         let killed = wait_for(PATIENCE, "the node to be killed, or to have caught up", || {

@@ -1,7 +1,7 @@
 //! All machines lose their power at once.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -36,12 +36,18 @@ fn write(api: &Api, node: usize, stop: &AtomicBool, count: &AtomicUsize, acknowl
     }
 }
 
-/// Puts what the loss of power has left in the place of a node's directory, and returns how much had not been safe.
-fn lose(home: &Home, trace: &Path, survives: Survives, seed: u64) -> usize {
+/// A node's disk as it is now.
+fn disk(home: &Home, trace: &Path) -> Disk {
     let mut disk = Disk::new(home.path());
     for step in &read_trace(trace).expect("the recording") {
         disk.advance(step);
     }
+    disk
+}
+
+/// Puts what the loss of power has left in the place of a node's directory, and returns how much had not been safe.
+fn lose(home: &Home, trace: &Path, survives: Survives, seed: u64) -> usize {
+    let disk = disk(home, trace);
     let left = home.path().join("left");
     std::fs::create_dir(&left).expect("a directory");
     disk.lose_power(survives, seed, &left).expect("the image is written");
@@ -57,7 +63,6 @@ fn run(seed: u64) {
     let place = tempfile::tempdir().expect("a directory");
     let hold = place.path().join("hold");
     let traces: Vec<_> = machines.iter_mut().map(|machine| machine.recorded(&hold)).collect();
-    let length = |trace: &PathBuf| trace.metadata().map_or(0, |about| about.len());
     let mut mesh = Mesh::of(machines);
     let registers = Registers::new(mesh.apis(), "register", 5);
     let (stop, count, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0), Acknowledged::default());
@@ -76,9 +81,9 @@ fn run(seed: u64) {
             });
             // The moment: what is written from here on is lost or not, and nothing of it is acknowledged.
             std::fs::write(&hold, "").expect("a file");
-            let lengths: Vec<_> = traces.iter().map(length).collect();
             wait_for(PATIENCE, "every node to have something to lose", || {
-                traces.iter().zip(&lengths).all(|(trace, before)| length(trace) > *before).then_some(())
+                let mut nodes = mesh.machines.iter().zip(&traces);
+                nodes.all(|(machine, trace)| disk(&machine.home, trace).not_safe() > 0).then_some(())
             });
             mesh.kill_all();
         });
