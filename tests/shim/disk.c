@@ -8,7 +8,9 @@
 //   DISK_FAIL_TIMES  how many of them fail, all if not given
 //   DISK_FAIL_DELAY  how many milliseconds a failing one takes
 //   DISK_ERRNO       the error they fail with, EIO if not given
+//   DISK_HOLD        while there is a file of this name, no barrier is issued: whoever asks for one waits
 //   DISK_KILL_AT     the number of the step (write, barrier, change of a name) before which the process kills itself
+//   DISK_KILL_FROM   steps are counted from when a file is made, or gets a name, that fits this pattern
 //
 // A record: op (u8), fd (i32), a (u64), b (u64), length (u32), bytes; little endian. See tests/src/disk.rs for the meaning.
 // A write is recorded after it happened and a barrier names how far the trace was when it began, so a write counts as
@@ -18,6 +20,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
@@ -38,11 +41,11 @@ static unsigned char kinds[MAX_FD];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 // Held for reading by every step with its record, for writing by the kill.
 static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
-static const char *root;
+static const char *root, *hold, *kill_from;
 static size_t root_length;
 static int trace = -1;
 static long fail_write, fail_sync, fail_times = LONG_MAX, fail_delay, kill_at, writes, syncs, all_steps;
-static int fail_errno = EIO;
+static int fail_errno = EIO, counting = 1;
 
 #define REAL(name) __typeof__(name) *real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
@@ -50,6 +53,8 @@ __attribute__((constructor)) static void start(void) {
     const char *value;
     root = getenv("DISK_ROOT");
     root_length = root ? strlen(root) : 0;
+    hold = getenv("DISK_HOLD");
+    if ((kill_from = getenv("DISK_KILL_FROM"))) counting = 0;
     if ((value = getenv("DISK_FAIL_WRITE"))) fail_write = atol(value);
     if ((value = getenv("DISK_FAIL_SYNC"))) fail_sync = atol(value);
     if ((value = getenv("DISK_FAIL_TIMES"))) fail_times = atol(value);
@@ -119,8 +124,14 @@ static void record_two(unsigned char op, const char *from, const char *to) {
 
 static int kind(int fd) { return fd >= 0 && fd < MAX_FD ? kinds[fd] : UNTRACKED; }
 
+// There is a file of this name from now on.
+static void named(const char *path) {
+    if (kill_from && fnmatch(kill_from, path, 0) == 0) __atomic_store_n(&counting, 1, __ATOMIC_SEQ_CST);
+}
+
 // Every step that changes the disk passes here first.
 static void step(void) {
+    if (!__atomic_load_n(&counting, __ATOMIC_SEQ_CST)) return;
     long number = __atomic_add_fetch(&all_steps, 1, __ATOMIC_SEQ_CST);
     if (kill_at > 0 && number >= kill_at) {
         pthread_rwlock_wrlock(&gate);
@@ -151,6 +162,7 @@ static void opened(int fd, int flags, int dirfd, const char *path) {
     }
     if (fstat(fd, &info) != 0) return;
     kinds[fd] = S_ISDIR(info.st_mode) ? DIRECTORY_FD : FILE_FD;
+    if (flags & O_CREAT) named(full);
     record(OPEN, fd, (uint64_t)flags, kinds[fd] == DIRECTORY_FD, full, length);
 }
 
@@ -282,6 +294,7 @@ static int barrier(int fd, int (*real)(int)) {
     int outcome = -1;
     if (kind(fd) != FILE_FD && kind(fd) != DIRECTORY_FD) return real(fd);
     step();
+    while (hold && access(hold, F_OK) == 0) usleep(1000);
     ENTER;
     if (!fails(&syncs, fail_sync)) {
         pthread_mutex_lock(&lock);
@@ -313,7 +326,10 @@ int rename(const char *from, const char *to) {
     step();
     ENTER;
     outcome = real(from, to);
-    if (outcome == 0) record_two(RENAME, full_from, full_to);
+    if (outcome == 0) {
+        record_two(RENAME, full_from, full_to);
+        named(full_to);
+    }
     LEAVE;
     return outcome;
 }

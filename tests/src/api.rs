@@ -78,6 +78,12 @@ impl Api {
         Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
+    /// The same caller, asking elsewhere.
+    #[must_use]
+    pub fn at(&self, endpoint: &str) -> Self {
+        Self { endpoint: endpoint.to_owned(), ..self.clone() }
+    }
+
     /// Where it asks.
     #[must_use]
     pub fn endpoint(&self) -> &str {

@@ -236,6 +236,12 @@ impl Disk {
         after.write(0, into)
     }
 
+    /// How many changes a loss of power at this moment could undo.
+    #[must_use]
+    pub fn not_safe(&self) -> usize {
+        self.nodes.iter().map(|node| node.data_changes.len() + node.name_changes.len()).sum()
+    }
+
     fn write(&self, inode: Inode, into: &Path) -> io::Result<()> {
         for (name, child) in &self.nodes[inode].names {
             let path = into.join(name);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::api::Api;
+use crate::api::{Api, try_send};
 use crate::process::{Process, binary, run, wait_for};
 
 /// How long a node may take to start or to end; far more than it needs.
@@ -19,6 +19,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Home {
     directory: tempfile::TempDir,
+    data: PathBuf,
 }
 
 /// What a command led to.
@@ -72,10 +73,19 @@ impl Home {
     #[must_use]
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("muster-").tempdir().expect("a directory");
-        Self { directory }
+        let data = directory.path().join("data");
+        Self { directory, data }
     }
 
-    /// The directory, in which `data` is the node's.
+    /// An empty one, whose data lie on another disk.
+    #[must_use]
+    pub fn with_data(data: PathBuf) -> Self {
+        let mut home = Self::new();
+        home.data = data;
+        home
+    }
+
+    /// The directory, in which `data` is the node's if it has no other place.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -84,7 +94,7 @@ impl Home {
     /// The data directory.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.path().join("data")
+        self.data.clone()
     }
 
     /// A command of `muster` on this data directory. Nothing reaches it from outside: neither the environment nor a home
@@ -329,6 +339,13 @@ fn start_dev(home: &Home, count: usize, variables: &[(&'static str, String)]) ->
     (process, dev)
 }
 
+/// Where the API listens, according to what a node has said.
+fn listens_at(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains("the API listens"))?;
+    let address = line.split("address=").nth(1)?.split_whitespace().next()?;
+    Some(format!("http://{address}"))
+}
+
 /// A node as `muster serve` runs it.
 #[derive(Debug)]
 pub struct Node {
@@ -356,13 +373,38 @@ impl Node {
         let before = home.log().len();
         let mut process = home.start(command);
         let endpoint = wait_for(PATIENCE, "the API to listen", || {
-            let log = home.log();
-            let line = log[before..].lines().find(|line| line.contains("the API listens"));
-            assert!(line.is_some() || process.ended().is_none(), "it ended instead of serving");
-            let address = line?.split("address=").nth(1)?.split_whitespace().next()?.to_owned();
-            Some(format!("http://{address}"))
+            let endpoint = listens_at(&home.log()[before..]);
+            assert!(endpoint.is_some() || process.ended().is_none(), "it ended instead of serving");
+            endpoint
         });
         Self { process, endpoint }
+    }
+
+    /// Starts a node, and waits for nothing.
+    #[must_use]
+    pub fn spawn(home: &Home, command: &mut Command) -> Self {
+        Self { process: home.start(command), endpoint: String::new() }
+    }
+
+    /// Starts a node that may end by itself: waits until it is ready, or returns how it ended and what it said.
+    ///
+    /// # Errors
+    /// When it ends.
+    ///
+    /// # Panics
+    /// When neither happens in time.
+    pub fn try_start_command(home: &Home, command: &mut Command) -> Result<Self, (ExitStatus, String)> {
+        let before = home.log().len();
+        let mut process = home.start(command);
+        let endpoint = wait_for(PATIENCE, "the node to be ready, or to end", || {
+            if let Some(status) = process.ended() {
+                return Some(Err((status, home.log()[before..].to_owned())));
+            }
+            let endpoint = listens_at(&home.log()[before..])?;
+            let ready = try_send(Api::new(&endpoint).request("GET", "/ready"));
+            ready.is_ok_and(|answer| answer.status == 200).then_some(Ok(endpoint))
+        })?;
+        Ok(Self { process, endpoint })
     }
 
     /// Waits until it serves.

@@ -3,6 +3,7 @@
 //! client of its API, a provider of models, and a stand-in for tailscaled.
 
 pub mod api;
+pub mod clock;
 pub mod disk;
 pub mod fleet;
 pub mod groups;
@@ -12,6 +13,7 @@ pub mod net;
 pub mod process;
 pub mod registers;
 pub mod seeds;
+pub mod small_disk;
 pub mod tailscaled;
 pub mod upstream;
 pub mod workload;

@@ -1,14 +1,19 @@
-//! Three nodes as three processes, on this machine's loopback or with a network between them that can fail.
+//! Three nodes or more, each a process, on this machine's loopback or with a network between them that can fail.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::api::{Api, try_send};
+use crate::clock::WallClock;
 use crate::fleet::{Home, Node, PATIENCE};
 use crate::net::Network;
-use crate::process::{Process, Signal, wait_for};
+use crate::process::{Process, Signal, disk_library, wait_for};
 
 /// A preset token, and obviously one of a test.
 const ADMIN: &str = "token-of-the-tests-administrator";
@@ -16,6 +21,8 @@ const ADMIN: &str = "token-of-the-tests-administrator";
 /// One machine: its home, its addresses, its process.
 #[derive(Debug)]
 pub struct Machine {
+    /// What it calls itself.
+    pub name: String,
     // Ended before the directory goes.
     /// None while it is not running.
     pub node: Option<Node>,
@@ -23,6 +30,8 @@ pub struct Machine {
     pub home: Home,
     /// Where its mesh listens.
     pub mesh: String,
+    /// What else its process gets in its environment, from its next start on.
+    pub variables: Vec<(&'static str, PathBuf)>,
     listens: String,
     api: Api,
 }
@@ -41,7 +50,57 @@ pub fn free_address() -> String {
 impl Machine {
     fn new(listens: String, mesh: String) -> Self {
         let api = Api::new(&format!("http://{listens}")).with_key(ADMIN);
-        Self { node: None, home: Home::new(), mesh, listens, api }
+        Self { name: String::new(), node: None, home: Home::new(), mesh, variables: Vec::new(), listens, api }
+    }
+
+    /// One that has not begun yet, at addresses of its own on loopback.
+    #[must_use]
+    pub fn on_loopback() -> Self {
+        Self::new(free_address(), free_address())
+    }
+
+    /// The same, with its data on another disk.
+    #[must_use]
+    pub fn with_data(data: PathBuf) -> Self {
+        Self { home: Home::with_data(data), ..Self::on_loopback() }
+    }
+
+    /// Has what it writes into its home recorded from its next start on, and returns where. Nothing that it writes is safe
+    /// any more once there is a file of that name.
+    #[must_use]
+    pub fn recorded(&mut self, hold: &Path) -> PathBuf {
+        let (root, trace) = (self.home.path().to_owned(), self.home.path().join("trace"));
+        let library = disk_library().to_owned();
+        self.variables.extend([("DISK_ROOT", root), ("DISK_TRACE", trace.clone()), ("LD_PRELOAD", library)]);
+        self.variables.push(("DISK_HOLD", hold.to_owned()));
+        trace
+    }
+
+    /// Has its process kill itself, from its next start on, before the step of this number that changes the disk; counted
+    /// from when a file gets a name that fits this pattern.
+    pub fn kills_itself(&mut self, at: u64, from: &str) {
+        let (root, library) = (self.home.path().to_owned(), disk_library().to_owned());
+        self.variables = vec![("DISK_ROOT", root), ("LD_PRELOAD", library), ("DISK_KILL_AT", at.to_string().into())];
+        self.variables.push(("DISK_KILL_FROM", from.into()));
+    }
+
+    /// Waits for its process to end by signal 9, and says after how long.
+    ///
+    /// # Panics
+    /// When it does not, or ends otherwise.
+    pub fn killed(&mut self) -> Duration {
+        let begun = Instant::now();
+        let status = self.node.take().expect("is running").process().wait(PATIENCE);
+        assert_eq!(status.signal(), Some(9), "{status}");
+        begun.elapsed()
+    }
+
+    /// Lets its process go by a clock of its own from its next start on.
+    #[must_use]
+    pub fn with_clock(&mut self) -> WallClock {
+        let clock = WallClock::new(self.home.path().join("clock"));
+        self.variables.extend(clock.variables());
+        clock
     }
 
     /// Kills its process with signal 9.
@@ -50,6 +109,17 @@ impl Machine {
     /// When it does not run.
     pub fn kill(&mut self) {
         self.node.take().expect("is running").process().kill();
+    }
+
+    /// Tells it to stop, and waits until it has.
+    ///
+    /// # Panics
+    /// When it does not run, or does not end well.
+    pub fn stop(&mut self) {
+        let mut node = self.node.take().expect("is running");
+        node.process().terminate();
+        let status = node.process().wait(PATIENCE);
+        assert!(status.success(), "{status}");
     }
 
     /// Sends its process a signal.
@@ -87,7 +157,12 @@ impl Mesh {
     /// Three nodes on loopback, all of them voters.
     #[must_use]
     pub fn of_three() -> Self {
-        let machines = (0..3).map(|_| Machine::new(free_address(), free_address())).collect();
+        Self::of((0..3).map(|_| Machine::on_loopback()).collect())
+    }
+
+    /// A fleet of these machines. The first three vote.
+    #[must_use]
+    pub fn of(machines: Vec<Machine>) -> Self {
         Self::joined(machines, None)
     }
 
@@ -103,33 +178,114 @@ impl Mesh {
 
     fn joined(machines: Vec<Machine>, network: Option<Network>) -> Self {
         let mut mesh = Self { machines, token: String::new(), network };
+        for (index, machine) in mesh.machines.iter_mut().enumerate() {
+            machine.name = name(index);
+        }
         mesh.start(0, &["--bootstrap"]);
         mesh.machines[0].node.as_mut().expect("is running").ready();
-        let created = mesh.machines[0].home.muster(&["token", "create", "-o", "json"]);
-        created.json()["token"].as_str().expect("a token").clone_into(&mut mesh.token);
+        mesh.new_token();
         for index in 1..mesh.machines.len() {
-            let (through, token) = (mesh.machines[index - 1].mesh.clone(), mesh.token.clone());
-            mesh.start(index, &["--join", &through, "--join-token", &token]);
+            mesh.join(index, index - 1);
         }
         mesh.ready();
         mesh
     }
 
-    fn start(&mut self, index: usize, arguments: &[&str]) {
+    /// Makes what lets more nodes join anew, at the first node.
+    ///
+    /// # Panics
+    /// When it is not made.
+    pub fn new_token(&mut self) {
+        let created = self.machines[0].home.muster(&["token", "create", "-o", "json"]);
+        created.json()["token"].as_str().expect("a token").clone_into(&mut self.token);
+    }
+
+    /// Adds a machine, which joins through another one.
+    pub fn add(&mut self, machine: Machine, through: usize) -> usize {
+        let index = self.place(machine);
+        self.join(index, through);
+        index
+    }
+
+    /// Adds a machine, which does nothing yet.
+    pub fn place(&mut self, mut machine: Machine) -> usize {
+        let index = self.machines.len();
+        machine.name = name(index);
+        self.machines.push(machine);
+        index
+    }
+
+    /// Starts a node that joins through another one, and may end at any moment.
+    pub fn start_joining(&mut self, index: usize, through: usize) {
+        let (through, token) = (self.machines[through].mesh.clone(), self.token.clone());
+        let mut command = self.command(index, &["--join", &through, "--join-token", &token]);
         let machine = &mut self.machines[index];
+        machine.node = Some(Node::spawn(&machine.home, &mut command));
+    }
+
+    /// Starts a node that joins through another one, or that may have done so.
+    pub fn join(&mut self, index: usize, through: usize) {
+        let (through, token) = (self.machines[through].mesh.clone(), self.token.clone());
+        self.start(index, &["--join", &through, "--join-token", &token]);
+    }
+
+    fn command(&self, index: usize, arguments: &[&str]) -> Command {
+        let machine = &self.machines[index];
         let listening = ["--api", machine.listens.as_str(), "--mesh", machine.mesh.as_str()];
-        let mut command = machine.home.command(["serve", "--name", &name(index)]);
+        let mut command = machine.home.command(["serve", "--name", &machine.name]);
         command.args(listening).args(arguments).env("MUSTER_ADMIN_TOKEN", ADMIN);
-        if let Some(network) = &self.network {
+        command.envs(machine.variables.iter().map(|(name, value)| (name, value)));
+        match &self.network {
             // Nobody else can reach this network.
-            command = network.enter(index, command.arg("--insecure-http"));
+            Some(network) => network.enter(index, command.arg("--insecure-http")),
+            None => command,
         }
+    }
+
+    fn start(&mut self, index: usize, arguments: &[&str]) {
+        let mut command = self.command(index, arguments);
+        let machine = &mut self.machines[index];
         machine.node = Some(Node::start_command(&machine.home, &mut command));
+    }
+
+    /// Starts a node that may end by itself, and waits until it is ready or has ended; then this says how it did, and what it
+    /// said.
+    ///
+    /// # Errors
+    /// When it ends.
+    pub fn try_restart(&mut self, index: usize) -> Result<(), (ExitStatus, String)> {
+        self.try_start(index, &[])
+    }
+
+    /// The same for one that joins through another one.
+    ///
+    /// # Errors
+    /// When it ends.
+    pub fn try_join(&mut self, index: usize, through: usize) -> Result<(), (ExitStatus, String)> {
+        let (through, token) = (self.machines[through].mesh.clone(), self.token.clone());
+        self.try_start(index, &["--join", &through, "--join-token", &token])
+    }
+
+    fn try_start(&mut self, index: usize, arguments: &[&str]) -> Result<(), (ExitStatus, String)> {
+        let mut command = self.command(index, arguments);
+        let machine = &mut self.machines[index];
+        machine.node = Some(Node::try_start_command(&machine.home, &mut command)?);
+        Ok(())
     }
 
     /// Starts a node that does not run any more.
     pub fn restart(&mut self, index: usize) {
         self.start(index, &[]);
+    }
+
+    /// Kills all of them at the same moment.
+    pub fn kill_all(&mut self) {
+        for machine in &mut self.machines {
+            machine.signal(Signal::KILL);
+        }
+        for machine in &mut self.machines {
+            machine.kill();
+        }
     }
 
     /// The network between the nodes.

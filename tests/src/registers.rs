@@ -223,6 +223,11 @@ impl Registers {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Forgets all calls but the first so many.
+    pub fn forget_after(&self, calls: usize) {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).truncate(calls);
+    }
+
     /// Waits until something was done through each of these nodes that was asked for after this moment, and returns how
     /// long that took since then, for the first of them.
     ///
@@ -275,6 +280,13 @@ impl Registers {
         let since = self.time(since);
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.iter().filter(|asked| asked.node == node && asked.begun + asked.took >= since).copied().collect()
+    }
+
+    /// How long the longest answer took.
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.iter().map(|asked| asked.took).max().unwrap_or_default()
     }
 
     /// The time since the registers were made.

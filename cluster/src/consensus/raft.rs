@@ -159,6 +159,9 @@ fn raft_config(timing: Timing) -> Result<openraft::Config, String> {
         // openraft's default for both is off.
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(2 * millis(max)),
+        // openraft's default is on. A leader sends entries before they are durable here (INV-19): when it starts again it may
+        // have forgotten some, and in the same term it would give their places to others that nobody could tell from them.
+        enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| error.to_string())

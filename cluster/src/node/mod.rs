@@ -381,14 +381,10 @@ fn check_level(consensus: &Consensus) -> Result<(), StartError> {
     Err(StartError::FeatureLevel { fleet: level, lowest, highest })
 }
 
-/// The identity of a log that has to be made. A node that has joined and not opened its log yet makes it as it was announced;
-/// any other gets a new one, so that an emptied disk is noticed.
+/// The identity of a log that has to be made. A node that has joined and not opened its log yet makes it as it was announced,
+/// also when it was killed while it made it; any other gets a new one, so that an emptied disk is noticed.
 fn fresh_store(directory: &Path, identity: &Identity) -> StoreId {
-    if directory.join(join::FILE).exists() && !directory.join("raft").exists() {
-        identity.store
-    } else {
-        StoreId::random()
-    }
+    if directory.join(join::FILE).exists() { identity.store } else { StoreId::random() }
 }
 
 async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
