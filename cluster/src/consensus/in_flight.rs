@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use crate::state::CLIENT_WINDOW;
 
@@ -18,6 +21,8 @@ struct Inner {
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     inner: Mutex<Inner>,
+    /// Told of room, one who waits at a time.
+    room: Notify,
 }
 
 /// A write that is under way, until it is dropped.
@@ -28,8 +33,27 @@ pub(super) struct Seq<'a> {
 }
 
 impl InFlight {
-    /// The next number, or `None` when too many are under way, or the oldest has been for too long.
-    pub fn begin(&self) -> Option<Seq<'_>> {
+    /// The next number. Waits while too many are under way, or the oldest has been for too long; `None` when it waited for
+    /// as long as this.
+    pub async fn begin(&self, patience: Duration) -> Option<Seq<'_>> {
+        if let Some(seq) = self.try_begin() {
+            return Some(seq);
+        }
+        let waiting = async {
+            loop {
+                self.room.notified().await;
+                if let Some(seq) = self.try_begin() {
+                    return seq;
+                }
+            }
+        };
+        let seq = tokio::time::timeout(patience, waiting).await.ok()?;
+        // The end of the oldest may have made room for more than one.
+        self.room.notify_one();
+        Some(seq)
+    }
+
+    fn try_begin(&self) -> Option<Seq<'_>> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let number = inner.next;
         let oldest = inner.under_way.first().copied().unwrap_or(number);
@@ -45,6 +69,7 @@ impl InFlight {
 impl Drop for Seq<'_> {
     fn drop(&mut self) {
         self.of.inner.lock().unwrap_or_else(PoisonError::into_inner).under_way.remove(&self.number);
+        self.of.room.notify_one();
     }
 }
 
@@ -55,15 +80,31 @@ mod tests {
     #[test]
     fn neither_too_many_nor_too_old() {
         let writes = InFlight::default();
-        let first = writes.begin().expect("the first");
+        let first = writes.try_begin().expect("the first");
         for _ in 1..CLIENT_WINDOW {
-            writes.begin().expect("one at a time beside the first");
+            writes.try_begin().expect("one at a time beside the first");
         }
-        assert!(writes.begin().is_none(), "the first is too old by now");
+        assert!(writes.try_begin().is_none(), "the first is too old by now");
         drop(first);
-        let many: Vec<_> = (0..LIMIT).map(|_| writes.begin().expect("one of many")).collect();
-        assert!(writes.begin().is_none(), "too many");
+        let many: Vec<_> = (0..LIMIT).map(|_| writes.try_begin().expect("one of many")).collect();
+        assert!(writes.try_begin().is_none(), "too many");
         drop(many);
-        assert_eq!(writes.begin().expect("the next").number, CLIENT_WINDOW + LIMIT as u64);
+        assert_eq!(writes.try_begin().expect("the next").number, CLIENT_WINDOW + LIMIT as u64);
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_come_in_as_soon_as_there_is_room() {
+        let writes = InFlight::default();
+        let first = writes.try_begin().expect("the first");
+        for _ in 1..CLIENT_WINDOW {
+            writes.try_begin().expect("one at a time beside the first");
+        }
+        assert!(writes.begin(Duration::from_millis(1)).await.is_none(), "it gives up");
+        let waiting = (0..3 * LIMIT).map(|_| async { writes.begin(Duration::from_secs(30)).await.is_some() });
+        let (came, ()) = tokio::join!(futures_util::future::join_all(waiting), async {
+            tokio::task::yield_now().await;
+            drop(first);
+        });
+        assert!(came.into_iter().all(|came| came));
     }
 }

@@ -45,6 +45,9 @@ const SNAPSHOT_LIMIT: Duration = Duration::from_secs(60);
 /// How long a write may take.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a write waits while too many others of this node are under way.
+const ROOM_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long a read may wait for the confirmation that the state is the newest.
 const READ_LIMIT: Duration = Duration::from_secs(2);
 
@@ -251,7 +254,7 @@ impl Consensus {
     /// # Errors
     /// See [`ProposeError`].
     pub async fn propose(&self, origin: Origin, body: command::Body) -> Result<Answer, ProposeError> {
-        let write = self.writes.begin().ok_or(ProposeError::Overloaded)?;
+        let write = self.writes.begin(ROOM_LIMIT).await.ok_or(ProposeError::Overloaded)?;
         let mut origin = origin;
         let mut once = origin.once.take().unwrap_or_default();
         once.who.get_or_insert_with(|| {
@@ -266,7 +269,7 @@ impl Consensus {
     /// # Errors
     /// See [`ProposeError`].
     pub async fn propose_repeatable(&self, origin: Origin, body: command::Body) -> Result<Answer, ProposeError> {
-        let _write = self.writes.begin().ok_or(ProposeError::Overloaded)?;
+        let _write = self.writes.begin(ROOM_LIMIT).await.ok_or(ProposeError::Overloaded)?;
         self.write(Origin { once: None::<Once>, ..origin }, body).await
     }
 
