@@ -1,6 +1,7 @@
 //! `/api/cluster`: who leads, who votes, and how far this node is.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -8,6 +9,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
 use http::header;
+use muster_cluster::clocks::{Agreement, Clocks, Standing};
 use muster_cluster::consensus::{PASS_ON_LIMIT, Role};
 use muster_cluster::ids::NodeId;
 use muster_cluster::state::{FEATURE_LEVELS, View};
@@ -58,7 +60,7 @@ struct ClusterBody {
     /// The running hash of everything that was ever written, at `appliedIndex`: equal on all nodes at an equal index.
     state_hash: String,
     records: usize,
-    clocks: Clocks,
+    clocks: ClocksBody,
     versions: Versions,
     /// `lan`, `mesh` or `far`.
     timing: &'static str,
@@ -69,9 +71,69 @@ struct ClusterBody {
 /// The times that matter.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Clocks {
+struct ClocksBody {
     /// The time of the log: what everything that expires is judged by.
     log_time: String,
+    /// This node's own clock.
+    node_time: String,
+    /// `agreed`: a majority of the voters are within 2 s of their median. `undecided`: they are not, or too few answer.
+    /// `unknown`: nobody has been asked yet.
+    #[schema(example = "agreed")]
+    agreement: &'static str,
+    /// Whether this node, when it leads, moves the time of the log. Not while its clock is off.
+    stamps_forward: bool,
+    /// The clock of each node that this one knows of.
+    nodes: Vec<ClockBody>,
+}
+
+/// The clock of a node, as the one that answers sees it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ClockBody {
+    node: NodeRef,
+    /// `good`, `off` (more than 2 s from the median of the voters) or `unknown`.
+    #[schema(example = "good")]
+    standing: &'static str,
+    /// How far it is from the median of the voters: positive, it is ahead.
+    offset_ms: Option<i64>,
+    /// By how much that may be wrong: half of the way there and back.
+    uncertainty_ms: Option<i64>,
+    /// How long it takes to ask it and have its answer, in the median. Not of the node that answers.
+    round_trip_ms: Option<f64>,
+    /// The same, for nearly all.
+    round_trip_p99_ms: Option<f64>,
+}
+
+impl ClocksBody {
+    fn of(clocks: &Clocks, view: &View) -> Result<Self, ApiError> {
+        let sheet = clocks.sheet();
+        let nodes = sheet.nodes.iter().map(|(id, clock)| {
+            let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+            Ok(ClockBody {
+                node: reference(view, *id)?,
+                standing: match clock.standing {
+                    Standing::Good => "good",
+                    Standing::Off => "off",
+                    Standing::Unknown => "unknown",
+                },
+                offset_ms: clock.offset.map(|offset| offset.offset_ms),
+                uncertainty_ms: clock.offset.map(|offset| offset.error_ms),
+                round_trip_ms: clock.round_trips.map(|trips| millis(trips.median)),
+                round_trip_p99_ms: clock.round_trips.map(|trips| millis(trips.p99)),
+            })
+        });
+        Ok(Self {
+            log_time: time(view.time()?.0),
+            node_time: time(clocks.own_ms()),
+            agreement: match sheet.agreement {
+                Agreement::Agreed(_) => "agreed",
+                Agreement::Undecided => "undecided",
+                Agreement::Unknown => "unknown",
+            },
+            stamps_forward: clocks.stamps_forward(),
+            nodes: nodes.collect::<Result<_, ApiError>>()?,
+        })
+    }
 }
 
 /// What runs, and what the fleet has agreed on.
@@ -125,7 +187,7 @@ async fn get(State(state): State<ApiState>, read: Read) -> Result<Response, ApiE
         purged_index: status.purged,
         state_hash: HEXLOWER.encode(&view.fingerprint().history),
         records: view.len(),
-        clocks: Clocks { log_time: time(view.time()?.0) },
+        clocks: ClocksBody::of(&member.clocks, view)?,
         versions: Versions {
             version: env!("CARGO_PKG_VERSION"),
             feature_level: fleet.feature_level,

@@ -31,9 +31,10 @@ pub use join::{JoinError, JoinToken, join};
 pub use rebirth::{RebirthError, Reborn, recover, restore};
 
 use crate::clock::Clock;
+use crate::clocks::{self, ClockService, Clocks, Stamps, measure};
 use crate::consensus::{Consensus, Options, Timing, answer_reads};
 use crate::ids::StoreId;
-use crate::leader::{Duty, lead};
+use crate::leader::{Duty, HandOver, lead};
 use crate::membership::{self, Facts, Gossip, GossipOptions, Profile};
 use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
 use crate::sealing::{HolderKey, Keyring};
@@ -45,6 +46,9 @@ use crate::transport::{
 
 /// How long a node may take to catch up with what it knew before it was restarted.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long starting waits for what time it is on the other nodes.
+const CLOCKS_LIMIT: Duration = Duration::from_millis(250);
 
 /// How often a node gives itself a new certificate.
 const RENEWAL: Duration = Duration::from_secs(24 * 3600);
@@ -106,6 +110,8 @@ pub struct NodeOptions {
     pub gossip: Profile,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
+    /// How it compares its clock with those of the others.
+    pub clocks: clocks::Rules,
     /// What it does when it leads.
     pub duties: Vec<Arc<dyn Duty>>,
     /// Where the tasks of Raft and of the node itself run. Load elsewhere must not cost a heartbeat.
@@ -164,6 +170,7 @@ pub enum StartError {
 /// A running node that belongs to a fleet.
 pub struct Node {
     consensus: Arc<Consensus>,
+    clocks: Clocks,
     keyring: Keyring,
     identity: Identity,
     channels: Arc<Channels>,
@@ -217,7 +224,10 @@ impl Node {
         let registered = Arc::new(registered);
         let channels = Arc::new(Channels::new(Arc::clone(&tls), Arc::clone(&registered)));
         let fresh = if identity.met.is_empty() { StoreId::random() } else { fresh_store(&directory, &identity) };
-        let consensus = Arc::new(open_consensus(&options, &identity, fresh, Some(Arc::clone(&channels))).await?);
+        let clocks = Clocks::new(Arc::clone(&options.clock), identity.node, options.clocks);
+        // What it leads is stamped by what the clocks of all voters say.
+        let stamped = NodeOptions { clock: Arc::new(Stamps(clocks.clone())), ..options.clone() };
+        let consensus = Arc::new(open_consensus(&stamped, &identity, fresh, Some(Arc::clone(&channels))).await?);
         // From now on a log that is not there has been lost.
         join::forget(&directory)?;
         let follower = Follower {
@@ -230,7 +240,9 @@ impl Node {
         let keyring = follower.keyring.clone();
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         let from = follower.refresh();
-        let mut services = consensus.services(&Check { registered: Arc::clone(&registered) });
+        let check = Check { registered: Arc::clone(&registered) };
+        let mut services = consensus.services(&check);
+        services.add_service(ClockService::server(clocks.clone(), check));
         let (joining, registry) = (identity.clone(), Arc::clone(&registered));
         services.add_service(JoinService::server(Arc::clone(&consensus), keyring.clone(), joining, registry));
         let NodeFacts { api, proxy, mesh: own_mesh, version, .. } = options.facts.clone();
@@ -256,24 +268,36 @@ impl Node {
         tasks.spawn(serve(mesh, router, stop.clone()));
         tasks.spawn(until(stop.clone(), answer_reads(Arc::clone(&consensus))));
         tasks.spawn(until(stop.clone(), follower.follow(from)));
+        let measuring = measure(clocks.clone(), Arc::clone(&consensus), Arc::clone(&channels));
+        tasks.spawn(until(stop.clone(), measuring));
+        // What is written before would be of the time at which the log ended.
+        clocks.asked(CLOCKS_LIMIT).await;
         let renewal = renew(Arc::clone(&tls), keyring.clone(), identity.clone(), directory.clone());
         tasks.spawn(until(stop.clone(), renewal));
         if let Err(why) = consensus.recovered(RECOVERY_LIMIT).await {
             tracing::warn!(why, "without a quorum this node can not catch up; it answers from the state that it has");
         }
         check_level(&consensus)?;
-        tasks.spawn(lead(Arc::clone(&consensus), options.duties, stop.clone()));
+        let hand_over: Arc<dyn Duty> = Arc::new(HandOver);
+        let duties = options.duties.into_iter().chain([hand_over]).collect();
+        tasks.spawn(lead(Arc::clone(&consensus), clocks.clone(), duties, stop.clone()));
         let report = report(Arc::clone(&consensus), identity.clone(), options.facts);
         tasks.spawn(until(stop.clone(), report));
         tasks.spawn(until(stop.clone(), tell_progress(Arc::clone(&consensus), facts.clone())));
         let askers = Mutex::new(Some(askers));
-        Ok(Self { consensus, keyring, identity, channels, askers, gate, gossip, facts, stop, tasks })
+        Ok(Self { consensus, clocks, keyring, identity, channels, askers, gate, gossip, facts, stop, tasks })
     }
 
     /// The replicated log and state.
     #[must_use]
     pub fn consensus(&self) -> &Arc<Consensus> {
         &self.consensus
+    }
+
+    /// The clocks of the fleet.
+    #[must_use]
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
     }
 
     /// The fleet's keys in the hands of this node.
