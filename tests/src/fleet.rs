@@ -19,6 +19,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Home {
     directory: tempfile::TempDir,
+    data: PathBuf,
 }
 
 /// What a command led to.
@@ -72,10 +73,19 @@ impl Home {
     #[must_use]
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("muster-").tempdir().expect("a directory");
-        Self { directory }
+        let data = directory.path().join("data");
+        Self { directory, data }
     }
 
-    /// The directory, in which `data` is the node's.
+    /// An empty one, whose data lie on another disk.
+    #[must_use]
+    pub fn with_data(data: PathBuf) -> Self {
+        let mut home = Self::new();
+        home.data = data;
+        home
+    }
+
+    /// The directory, in which `data` is the node's if it has no other place.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -84,7 +94,7 @@ impl Home {
     /// The data directory.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.path().join("data")
+        self.data.clone()
     }
 
     /// A command of `muster` on this data directory. Nothing reaches it from outside: neither the environment nor a home

@@ -3,6 +3,7 @@
 //! client of its API, a provider of models, and a stand-in for tailscaled.
 
 pub mod api;
+pub mod clock;
 pub mod disk;
 pub mod fleet;
 pub mod groups;

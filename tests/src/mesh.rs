@@ -1,11 +1,14 @@
-//! Three nodes as three processes, on this machine's loopback or with a network between them that can fail.
+//! Three nodes or more, each a process, on this machine's loopback or with a network between them that can fail.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
 
 use serde_json::Value;
 
 use crate::api::{Api, try_send};
+use crate::clock::WallClock;
 use crate::fleet::{Home, Node, PATIENCE};
 use crate::net::Network;
 use crate::process::{Process, Signal, wait_for};
@@ -23,6 +26,8 @@ pub struct Machine {
     pub home: Home,
     /// Where its mesh listens.
     pub mesh: String,
+    /// What else its process gets in its environment, from its next start on.
+    pub variables: Vec<(&'static str, PathBuf)>,
     listens: String,
     api: Api,
 }
@@ -41,7 +46,21 @@ pub fn free_address() -> String {
 impl Machine {
     fn new(listens: String, mesh: String) -> Self {
         let api = Api::new(&format!("http://{listens}")).with_key(ADMIN);
-        Self { node: None, home: Home::new(), mesh, listens, api }
+        Self { node: None, home: Home::new(), mesh, variables: Vec::new(), listens, api }
+    }
+
+    /// One that has not begun yet, at addresses of its own on loopback.
+    #[must_use]
+    pub fn on_loopback() -> Self {
+        Self::new(free_address(), free_address())
+    }
+
+    /// Lets its process go by a clock of its own from its next start on.
+    #[must_use]
+    pub fn with_clock(&mut self) -> WallClock {
+        let clock = WallClock::new(self.home.path().join("clock"));
+        self.variables.extend(clock.variables());
+        clock
     }
 
     /// Kills its process with signal 9.
@@ -87,7 +106,12 @@ impl Mesh {
     /// Three nodes on loopback, all of them voters.
     #[must_use]
     pub fn of_three() -> Self {
-        let machines = (0..3).map(|_| Machine::new(free_address(), free_address())).collect();
+        Self::of((0..3).map(|_| Machine::on_loopback()).collect())
+    }
+
+    /// A fleet of these machines. The first three vote.
+    #[must_use]
+    pub fn of(machines: Vec<Machine>) -> Self {
         Self::joined(machines, None)
     }
 
@@ -108,23 +132,55 @@ impl Mesh {
         let created = mesh.machines[0].home.muster(&["token", "create", "-o", "json"]);
         created.json()["token"].as_str().expect("a token").clone_into(&mut mesh.token);
         for index in 1..mesh.machines.len() {
-            let (through, token) = (mesh.machines[index - 1].mesh.clone(), mesh.token.clone());
-            mesh.start(index, &["--join", &through, "--join-token", &token]);
+            mesh.join(index, index - 1);
         }
         mesh.ready();
         mesh
     }
 
-    fn start(&mut self, index: usize, arguments: &[&str]) {
-        let machine = &mut self.machines[index];
+    /// Adds a machine, which joins through another one.
+    pub fn add(&mut self, machine: Machine, through: usize) -> usize {
+        let index = self.machines.len();
+        self.machines.push(machine);
+        self.join(index, through);
+        index
+    }
+
+    /// Starts a node that joins through another one, or that may have done so.
+    pub fn join(&mut self, index: usize, through: usize) {
+        let (through, token) = (self.machines[through].mesh.clone(), self.token.clone());
+        self.start(index, &["--join", &through, "--join-token", &token]);
+    }
+
+    fn command(&self, index: usize, arguments: &[&str]) -> Command {
+        let machine = &self.machines[index];
         let listening = ["--api", machine.listens.as_str(), "--mesh", machine.mesh.as_str()];
         let mut command = machine.home.command(["serve", "--name", &name(index)]);
         command.args(listening).args(arguments).env("MUSTER_ADMIN_TOKEN", ADMIN);
-        if let Some(network) = &self.network {
+        command.envs(machine.variables.iter().map(|(name, value)| (name, value)));
+        match &self.network {
             // Nobody else can reach this network.
-            command = network.enter(index, command.arg("--insecure-http"));
+            Some(network) => network.enter(index, command.arg("--insecure-http")),
+            None => command,
         }
+    }
+
+    fn start(&mut self, index: usize, arguments: &[&str]) {
+        let mut command = self.command(index, arguments);
+        let machine = &mut self.machines[index];
         machine.node = Some(Node::start_command(&machine.home, &mut command));
+    }
+
+    /// Starts a node that is to end by itself, and returns how it did, and what it said.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    #[must_use]
+    pub fn start_in_vain(&mut self, index: usize) -> (ExitStatus, String) {
+        let home = &self.machines[index].home;
+        let before = home.log().len();
+        let status = home.start(&mut self.command(index, &[])).wait(PATIENCE);
+        (status, home.log()[before..].to_owned())
     }
 
     /// Starts a node that does not run any more.

@@ -143,22 +143,33 @@ pub fn binary(name: &str) -> PathBuf {
 /// When the C compiler refuses.
 pub fn disk_library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/disk.c");
-        let library = binary("store-worker").with_file_name("libmuster-disk.so");
-        // Under a name of its own first: other tests may be loading the library this very moment.
-        let own = library.with_extension(format!("{}", std::process::id()));
-        let status = Command::new("cc")
-            .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
-            .arg(&own)
-            .arg(&source)
-            .args(["-ldl", "-lpthread"])
-            .status()
-            .expect("the C compiler starts");
-        assert!(status.success(), "the disk library does not build");
-        std::fs::rename(&own, &library).expect("the library gets its name");
-        library
-    })
+    BUILT.get_or_init(|| library("disk"))
+}
+
+/// The library that stands between a process and the time of day, built once for all tests.
+///
+/// # Panics
+/// When the C compiler refuses.
+pub fn clock_library() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| library("clock"))
+}
+
+fn library(name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("shim/{name}.c"));
+    let library = binary("store-worker").with_file_name(format!("libmuster-{name}.so"));
+    // Under a name of its own first: other tests may be loading the library this very moment.
+    let own = library.with_extension(format!("{}", std::process::id()));
+    let status = Command::new("cc")
+        .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+        .arg(&own)
+        .arg(&source)
+        .args(["-ldl", "-lpthread"])
+        .status()
+        .expect("the C compiler starts");
+    assert!(status.success(), "the library {name} does not build");
+    std::fs::rename(&own, &library).expect("the library gets its name");
+    library
 }
 
 /// Runs a command to its end.
