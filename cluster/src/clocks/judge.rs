@@ -17,7 +17,7 @@ const GOOD: Duration = Duration::from_secs(1);
 const SLOWEST: Duration = Duration::from_secs(2);
 
 /// Older readings do not count. A clock that is right does not drift by anything that matters in that time.
-pub(super) const FRESH: Duration = Duration::from_secs(10);
+const FRESH: Duration = Duration::from_secs(10);
 
 /// So many readings in a row must say that a clock is off, or no longer off. One alone may be a process that was frozen.
 const IN_A_ROW: u8 = 2;
@@ -35,8 +35,11 @@ pub(super) struct Reading {
 impl Reading {
     /// The other clock at this moment, if the reading still says anything.
     fn now(&self, now: Instant) -> Option<i64> {
-        let age = now.saturating_duration_since(self.at);
-        (age <= FRESH && self.round_trip <= SLOWEST).then(|| self.time_ms + millis(age))
+        self.is_fresh(now).then(|| self.time_ms + millis(now.saturating_duration_since(self.at)))
+    }
+
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) <= FRESH && self.round_trip <= SLOWEST
     }
 
     fn error_ms(&self) -> i64 {

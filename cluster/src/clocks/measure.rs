@@ -141,7 +141,9 @@ pub(crate) async fn measure(clocks: Clocks, consensus: Arc<Consensus>, channels:
             say(*node, kept, standing, offset.map(|offset| offset.offset_ms), own);
             shown.insert(*node, NodeClock { standing, offset, round_trips: RoundTrips::of(&kept.round_trips) });
         }
-        undecided.say(agreement, voters.iter().all(|voter| *voter == own || readings.contains_key(voter)));
+        let fresh = |node: &NodeId| readings.get(node).is_some_and(|reading| reading.is_fresh(now));
+        let all_read = !voters.is_empty() && voters.iter().all(|voter| *voter == own || fresh(voter));
+        undecided.say(agreement, all_read);
         clocks.show(Sheet { agreement, nodes: shown, voters, readings: readings.clone() });
         tokio::time::sleep(clocks.inner.rules.period).await;
     }

@@ -46,7 +46,7 @@ impl Duty for Retention {
                     }
                     Err(Wait::Withheld(why)) => {
                         if withheld.replace(why) != Some(why) {
-                            tracing::warn!(%why, "nothing expires for now");
+                            say(why);
                         }
                         Ok(false)
                     }
@@ -61,6 +61,14 @@ impl Duty for Retention {
                 tokio::time::sleep(period).await;
             }
         })
+    }
+}
+
+fn say(why: Withheld) {
+    match why {
+        // Every start of a fleet of one.
+        Withheld::TooRecent => tracing::info!(%why, "nothing expires for now"),
+        Withheld::ClockOff | Withheld::NoSecondVoter => tracing::warn!(%why, "nothing expires for now"),
     }
 }
 
