@@ -116,6 +116,8 @@ fn consensus(registry: &mut Registry, member: &Member) {
     gauge(registry, "gossip_datagrams_received", "Datagrams of gossip of this fleet received", gossip.received());
     gauge(registry, "gossip_datagrams_foreign", "Datagrams that did not open", gossip.foreign());
     gauge(registry, "gossip_datagrams_malformed", "Datagrams of this fleet that made no sense", gossip.malformed());
+    gauge(registry, "gossip_unknown_nodes", "Times that a node was told of that is not known here", gossip.unknown());
+    gauge(registry, "gossip_nodes_kept", "Nodes of which gossip keeps anything", gossip.kept());
     let roster = member.replica.gossip.roster();
     let alive = roster.nodes().filter(|(_, heard)| heard.liveness == Liveness::Alive).count();
     gauge(registry, "gossip_nodes_alive", "Other nodes that are heard", alive as u64);

@@ -1,12 +1,14 @@
 //! Gossip: which nodes live, and small things that they tell of themselves (SWIM, with foca).
 //!
 //! Everybody gossips with everybody, in sealed datagrams. What is heard here is an observation: it decides nothing. Who
-//! belongs to the fleet stands in the replicated state, and so does where they are.
+//! belongs to the fleet stands in the replicated state, and so does where they are: nothing is kept of anybody else, whatever
+//! a member tells.
 
 mod addresses;
 mod engine;
 mod facts;
 mod identity;
+mod known;
 mod profile;
 mod roster;
 mod seal;
