@@ -14,7 +14,7 @@ use super::judge::{Health, Reading, Seen, millis};
 use super::{Agreement, Clocks, NodeClock, Sheet, Standing, signed};
 use crate::consensus::Consensus;
 use crate::ids::NodeId;
-use crate::transport::{Channels, Check, Inject, Purpose};
+use crate::transport::{Channels, Check, Inject, Purpose, refused_by_generation};
 use crate::wire::clocks_client::ClocksClient;
 use crate::wire::clocks_server::ClocksServer;
 use crate::wire::{ClockAnswer, ClockRequest, clocks_server};
@@ -64,16 +64,30 @@ impl clocks_server::Clocks for ClockService {
     }
 }
 
-async fn ask(channels: &Channels, node: NodeId) -> Option<Reading> {
+/// What has come of asking a node.
+enum Asked {
+    Reading(Reading),
+    /// It is of this later generation of the fleet, or says so.
+    Later(u64),
+    Nothing,
+}
+
+async fn ask(channels: &Channels, node: NodeId) -> Asked {
     let inject = Inject { registered: Arc::clone(channels.registered()), to: node };
     let mut client = ClocksClient::with_interceptor(channels.to(node, Purpose::Calls), inject);
     let begun = Instant::now();
-    let answer = tokio::time::timeout(ASK_LIMIT, client.read(ClockRequest {})).await.ok()?;
+    let answer = tokio::time::timeout(ASK_LIMIT, client.read(ClockRequest {})).await;
     let at = Instant::now();
-    // One of an earlier version does not know the question.
-    let answer = answer.ok()?.into_inner();
+    let answer = match answer {
+        Ok(Ok(answer)) => answer.into_inner(),
+        Ok(Err(status)) => {
+            let later = refused_by_generation(&status).filter(|theirs| *theirs > channels.registered().generation);
+            return later.map_or(Asked::Nothing, Asked::Later);
+        }
+        Err(_) => return Asked::Nothing,
+    };
     let round_trip = at.saturating_duration_since(begun);
-    Some(Reading { at, time_ms: signed(answer.time_ms) + millis(round_trip) / 2, round_trip })
+    Asked::Reading(Reading { at, time_ms: signed(answer.time_ms) + millis(round_trip) / 2, round_trip })
 }
 
 /// What is kept of a node from one round to the next.
@@ -116,13 +130,23 @@ pub(crate) async fn measure(clocks: Clocks, consensus: Arc<Consensus>, channels:
                 async move { (node, ask(channels, node).await) }
             })
             .collect();
-        while let Some((node, reading)) = asking.next().await {
+        let mut later = None;
+        while let Some((node, asked)) = asking.next().await {
+            let reading = match asked {
+                Asked::Reading(reading) => Some(reading),
+                Asked::Later(generation) => {
+                    later = later.max(Some((generation, node)));
+                    None
+                }
+                Asked::Nothing => None,
+            };
             kept.entry(node).or_default().note(reading.as_ref());
             if let Some(reading) = reading {
                 readings.insert(node, reading);
             }
         }
         drop(asking);
+        clocks.inner.later.send_if_modified(|known| std::mem::replace(known, later) != later);
         kept.entry(own).or_default();
         kept.retain(|node, _| *node == own || nodes.contains(node));
         readings.retain(|node, _| nodes.contains(node));

@@ -69,6 +69,8 @@ struct Inner {
     sheet: ArcSwap<Sheet>,
     /// Whether everybody has been asked once.
     asked: watch::Sender<bool>,
+    /// The node that is of the latest generation of the fleet, if one that was asked is of a later one than this.
+    later: watch::Sender<Option<(u64, NodeId)>>,
 }
 
 /// The clocks of the fleet as this node sees them. Clones are the same.
@@ -82,7 +84,16 @@ impl Clocks {
     pub(crate) fn new(clock: Arc<dyn Clock>, own: NodeId, rules: Rules) -> Self {
         let (nodes, voters, readings) = Default::default();
         let sheet = ArcSwap::from_pointee(Sheet { agreement: Agreement::Unknown, nodes, voters, readings });
-        Self { inner: Arc::new(Inner { clock, own, rules, sheet, asked: watch::Sender::new(false) }) }
+        Self {
+            inner: Arc::new(Inner {
+                clock,
+                own,
+                rules,
+                sheet,
+                asked: watch::Sender::new(false),
+                later: watch::Sender::new(None),
+            }),
+        }
     }
 
     /// Waits until everybody has been asked once, or for a while.
@@ -90,6 +101,11 @@ impl Clocks {
         let mut asked = self.inner.asked.subscribe();
         // Somebody may be dead, and takes longer to say nothing.
         let _ = tokio::time::timeout(limit, asked.wait_for(|asked| *asked)).await;
+    }
+
+    /// Which node says, when it is asked for its clock, that it is of a later generation of the fleet, and of which.
+    pub(crate) fn later_generation(&self) -> watch::Receiver<Option<(u64, NodeId)>> {
+        self.inner.later.subscribe()
     }
 
     fn show(&self, sheet: Sheet) {

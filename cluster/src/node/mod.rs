@@ -6,6 +6,7 @@ mod found;
 mod identity;
 mod join;
 mod rebirth;
+mod superseded;
 
 #[cfg(test)]
 mod mesh_tests;
@@ -178,6 +179,8 @@ pub struct Node {
     gate: Gate,
     gossip: Gossip,
     facts: watch::Sender<Facts>,
+    /// Why the fleet needs this node no more.
+    superseded: watch::Receiver<Option<String>>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -270,6 +273,13 @@ impl Node {
         tasks.spawn(until(stop.clone(), follower.follow(from)));
         let measuring = measure(clocks.clone(), Arc::clone(&consensus), Arc::clone(&channels));
         tasks.spawn(until(stop.clone(), measuring));
+        let (to_superseded, superseded) = watch::channel(None);
+        let (consensus_asked, later) = (Arc::clone(&consensus), clocks.later_generation());
+        let (generation, data) = (identity.generation, directory.clone());
+        tasks.spawn(until(stop.clone(), async move {
+            let why = superseded::superseded(consensus_asked, later, generation, &data).await;
+            to_superseded.send_replace(Some(why));
+        }));
         // What is written before would be of the time at which the log ended.
         clocks.asked(CLOCKS_LIMIT).await;
         let renewal = renew(Arc::clone(&tls), keyring.clone(), identity.clone(), directory.clone());
@@ -285,7 +295,20 @@ impl Node {
         tasks.spawn(until(stop.clone(), report));
         tasks.spawn(until(stop.clone(), tell_progress(Arc::clone(&consensus), facts.clone())));
         let askers = Mutex::new(Some(askers));
-        Ok(Self { consensus, clocks, keyring, identity, channels, askers, gate, gossip, facts, stop, tasks })
+        Ok(Self {
+            consensus,
+            clocks,
+            keyring,
+            identity,
+            channels,
+            askers,
+            gate,
+            gossip,
+            facts,
+            superseded,
+            stop,
+            tasks,
+        })
     }
 
     /// The replicated log and state.
@@ -343,7 +366,18 @@ impl Node {
 
     /// Waits until the node can not go on, and returns why.
     pub async fn failed(&self) -> String {
-        self.consensus.failed().await
+        let mut superseded = self.superseded.clone();
+        let superseded = async {
+            let why = superseded.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+            match why {
+                Some(why) => why,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = self.consensus.failed() => why,
+            why = superseded => why,
+        }
     }
 
     /// Stops it and writes everything that is owed. Whoever still holds a part of it gets errors from then on.
