@@ -273,7 +273,7 @@ impl Life {
         tracing::info!(took = ?begun.elapsed(), "clients wait for the successor");
         self.phase.send_replace(Phase::HandedOver(Member::of(&node).replica));
         let Reception { clients, door } = reception;
-        if let Err(error) = node.shutdown().await {
+        if let Err(error) = node.hand_over().await {
             tracing::error!(%error, "the data could not be closed in an orderly way; the successor may notice more");
         }
         // Whoever wants to take over from now on waits for the successor.

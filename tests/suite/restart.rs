@@ -231,7 +231,8 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
             Stream::open(&nodes[replaced], &key, &told_by((replaced + 1) % 3 + 1)),
             Stream::open(&nodes[(replaced + 1) % 3], &key, &told_by(replaced + 1)),
         ];
-        let before = machines[replaced].home.log().len();
+        let logs: Vec<_> = machines.iter().map(|machine| machine.home.log().len()).collect();
+        let before = logs[replaced];
         let begun = Instant::now();
         let mut old = machines[replaced].hand_over();
         let took = begun.elapsed();
@@ -249,6 +250,9 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
             machine.ready();
         }
         upstream.again();
+        for (machine, before) in machines.iter().zip(logs) {
+            assert!(!machine.said(before, "a node is no longer heard"), "it was taken for dead in between");
+        }
         for machine in &machines {
             let written: Vec<_> = report.written().iter().map(|name| format!("model {name}")).collect();
             let found = names(machine);

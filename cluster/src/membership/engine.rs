@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,6 +80,7 @@ pub(super) fn run(
     options: GossipOptions,
     to_roster: watch::Sender<Arc<Roster>>,
     stats: Arc<GossipStats>,
+    stays: Arc<AtomicBool>,
     stop: CancellationToken,
 ) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let GossipOptions { socket, directory, registered, keyring, profile, clock, facts: told } = options;
@@ -123,14 +124,14 @@ pub(super) fn run(
     };
     Ok(async move {
         tokio::select! {
-            () = engine.gossip(stop) => {}
+            () = engine.gossip(stop, &stays) => {}
             () = addresses::follow(registered, to_addresses) => {}
         }
     })
 }
 
 impl Engine {
-    async fn gossip(mut self, stop: CancellationToken) {
+    async fn gossip(mut self, stop: CancellationToken, stays: &AtomicBool) {
         let mut buffer = vec![0; 64 * 1024];
         let mut look_at = Instant::now();
         let mut told = self.told.clone();
@@ -164,7 +165,9 @@ impl Engine {
             }
             self.act();
         }
-        self.leave().await;
+        if !stays.load(Ordering::Relaxed) {
+            self.leave().await;
+        }
     }
 
     /// Takes in what has come, up to a bound.

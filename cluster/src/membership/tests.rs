@@ -282,3 +282,32 @@ async fn a_node_that_was_taken_out_is_not_spoken_of_any_more() {
     }
     nodes[0].sees(&[2], Liveness::Alive).await;
 }
+
+#[tokio::test]
+async fn a_node_whose_place_is_taken_at_once_is_not_missed() {
+    let net = Net::of(3);
+    let all = [1, 2, 3];
+    let (first, second, third) = (net.start(1, &all, 1), net.start(2, &all, 1), net.start(3, &all, 1));
+    first.sees(&[2, 3], Liveness::Alive).await;
+    second.sees(&[1, 3], Liveness::Alive).await;
+    third.sees(&[1, 2], Liveness::Alive).await;
+    let mut roster = first.gossip.follow();
+    roster.mark_unchanged();
+    let missed = tokio::spawn(async move {
+        let down = |roster: &Arc<Roster>| roster.node(NodeId(3)).is_some_and(|heard| heard.liveness == Liveness::Down);
+        roster.wait_for(down).await.map(|_| ())
+    });
+    third.gossip.stay();
+    third.stop().await;
+    // In a life of its own.
+    let again = net.start(3, &all, 1);
+    again.facts.send_modify(|facts| facts.api = "taken over".to_owned());
+    again.sees(&[1, 2], Liveness::Alive).await;
+    let told = |roster: &Roster| {
+        roster.node(NodeId(3)).and_then(|heard| heard.facts.clone()).is_some_and(|facts| facts.api == "taken over")
+    };
+    first.until(told).await;
+    first.sees(&[2, 3], Liveness::Alive).await;
+    assert!(!missed.is_finished(), "it was taken for dead in between");
+    missed.abort();
+}

@@ -380,6 +380,15 @@ impl Node {
         }
     }
 
+    /// Like [`Self::shutdown`], for a node whose place another process takes at once: the others are not told that it goes.
+    ///
+    /// # Errors
+    /// When something that was owed could not be written. What was acknowledged is not affected.
+    pub async fn hand_over(self) -> Result<(), StoreError> {
+        self.gossip.stay();
+        self.shutdown().await
+    }
+
     /// Stops it and writes everything that is owed. Whoever still holds a part of it gets errors from then on.
     ///
     /// # Errors
