@@ -173,7 +173,10 @@ impl Life {
         loop {
             let mesh = self.listeners.mesh().map_err(failed)?;
             match Node::start(self.options.clone(), mesh).await {
-                Ok(node) => return Ok(Some(node)),
+                Ok(node) => {
+                    self.remember_tailnet().await;
+                    return Ok(Some(node));
+                }
                 Err(StartError::Open(OpenError::InUse(_))) if taken_back => {
                     if Instant::now() >= deadline {
                         return Ok(None);
@@ -182,6 +185,15 @@ impl Life {
                 }
                 Err(error) => return Err(failed(error)),
             }
+        }
+    }
+
+    /// Keeps the address that the others are told of, for the next start.
+    async fn remember_tailnet(&self) {
+        let (directory, address) = (self.options.directory.clone(), self.values.tailnet);
+        let kept = tokio::task::spawn_blocking(move || crate::config::remember(&directory, address)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::warn!(%error, "the address in the tailnet is not kept");
         }
     }
 
