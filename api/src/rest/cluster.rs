@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
 use http::header;
 use muster_cluster::clocks::{Agreement, Clocks, Standing};
-use muster_cluster::consensus::{PASS_ON_LIMIT, Role};
+use muster_cluster::consensus::{PASS_ON_LIMIT, Role, Timing};
 use muster_cluster::ids::NodeId;
 use muster_cluster::state::{FEATURE_LEVELS, View};
 use serde::Serialize;
@@ -23,7 +23,7 @@ use crate::auth::{self, Principal};
 use crate::error::{ApiError, ErrorBody};
 use crate::fields::{Fields, MAX_INTEGER};
 use crate::request::{self, Read, time};
-use crate::state::ApiState;
+use crate::state::{ApiState, Member};
 
 /// A node by number and name.
 #[derive(Debug, Serialize, ToSchema)]
@@ -62,10 +62,47 @@ struct ClusterBody {
     records: usize,
     clocks: ClocksBody,
     versions: Versions,
-    /// `lan`, `mesh` or `far`.
+    /// How patient this node's Raft is: `lan`, `mesh` or `far`.
     timing: &'static str,
+    timings: Timings,
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped: Option<String>,
+}
+
+/// How patient Raft should be.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Timings {
+    /// What the fleet has set (`timing` in the settings). A node goes by it from its next start on.
+    #[schema(example = "mesh")]
+    setting: String,
+    /// What fits the round trips that were measured; null while too few are known.
+    #[schema(example = "lan")]
+    suggested: Option<&'static str>,
+    /// The longest round trip from the node that answers to a voter, in the median.
+    round_trip_ms: Option<f64>,
+    /// The same, for nearly all.
+    round_trip_p99_ms: Option<f64>,
+}
+
+/// So many round trips are too few to suggest anything.
+const FEW: usize = 8;
+
+impl Timings {
+    fn of(member: &Member, view: &View) -> Result<Self, ApiError> {
+        let trips = member.clocks.sheet().between_voters();
+        let suggested = trips.filter(|trips| trips.count >= FEW).map(|trips| Timing::for_round_trip(trips.p99).name());
+        Ok(Self {
+            setting: view.settings()?.0.timing.unwrap_or_else(|| Timing::default().name().to_owned()),
+            suggested,
+            round_trip_ms: trips.map(|trips| millis(trips.median)),
+            round_trip_p99_ms: trips.map(|trips| millis(trips.p99)),
+        })
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The times that matter.
@@ -108,7 +145,6 @@ impl ClocksBody {
     fn of(clocks: &Clocks, view: &View) -> Result<Self, ApiError> {
         let sheet = clocks.sheet();
         let nodes = sheet.nodes.iter().map(|(id, clock)| {
-            let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
             Ok(ClockBody {
                 node: reference(view, *id)?,
                 standing: match clock.standing {
@@ -194,6 +230,7 @@ async fn get(State(state): State<ApiState>, read: Read) -> Result<Response, ApiE
             max_feature_level: *FEATURE_LEVELS.end(),
         },
         timing: member.consensus.timing().name(),
+        timings: Timings::of(&member, view)?,
         stopped: status.stopped,
     };
     Ok(read.answer(Json(body)))

@@ -62,6 +62,18 @@ pub struct Sheet {
     readings: BTreeMap<NodeId, Reading>,
 }
 
+impl Sheet {
+    /// The longest round trips to other voters: the median and nearly all of them. None while none is known.
+    #[must_use]
+    pub fn between_voters(&self) -> Option<RoundTrips> {
+        let trips = self.nodes.iter().filter(|(node, _)| self.voters.contains(node));
+        let trips: Vec<_> = trips.filter_map(|(_, clock)| clock.round_trips).collect();
+        let median = trips.iter().map(|trips| trips.median).max()?;
+        let p99 = trips.iter().map(|trips| trips.p99).max()?;
+        Some(RoundTrips { median, p99, count: trips.iter().map(|trips| trips.count).sum() })
+    }
+}
+
 struct Inner {
     clock: Arc<dyn Clock>,
     own: NodeId,

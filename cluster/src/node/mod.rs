@@ -105,7 +105,7 @@ pub struct NodeOptions {
     pub directory: PathBuf,
     /// What others are told about it.
     pub facts: NodeFacts,
-    /// How patient it is.
+    /// How patient it is, where the fleet has not set it.
     pub timing: Timing,
     /// How patient its gossip is.
     pub gossip: Profile,
@@ -429,10 +429,12 @@ async fn open_consensus(
     if found != expected {
         return Err(StartError::OtherStore { path: options.directory.clone(), expected, found });
     }
+    let (settings, _) = View::new(&opened.tables, &opened.applied).settings()?;
+    let set = settings.timing.as_deref().and_then(Timing::parse);
     let raft = Options {
         node: identity.node,
         process: process_number(),
-        timing: options.timing,
+        timing: set.unwrap_or(options.timing),
         clock: Arc::clone(&options.clock),
         channels,
     };
