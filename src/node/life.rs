@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use muster_api::{Member, Phase, UNCONFIGURED};
-use muster_cluster::consensus::Transferred;
+use muster_cluster::consensus::{Timing, Transferred};
 use muster_cluster::node::{self, Identity, Node, NodeOptions, Stage, StartError};
 use muster_cluster::storage::OpenError;
 use tokio::sync::watch;
@@ -60,7 +60,7 @@ pub struct Life {
 enum End {
     /// For good.
     Done(Result<(), Failure>),
-    /// The successor has failed.
+    /// The successor has failed, or this process is its own successor.
     TakeBack,
 }
 
@@ -215,6 +215,13 @@ impl Life {
                     tracing::info!("stopping");
                     Ok(())
                 }
+                step = node.next_timing() => match self.give_up_the_lead(&node).await {
+                    Ok(()) => return self.start_anew(node, reception, step).await,
+                    Err(why) => {
+                        tracing::warn!(why, "this node keeps its timing for now");
+                        continue;
+                    }
+                },
                 mut candidate = candidate => match self.prepare(&node, &mut candidate).await {
                     Ok(()) => return self.hand_over(node, reception, candidate).await,
                     // The successor notices that this process ends, and starts by itself.
@@ -250,6 +257,37 @@ impl Life {
         for clients in clients {
             clients.ended().await;
         }
+    }
+
+    /// Has another node lead, if this one does.
+    async fn give_up_the_lead(&self, node: &Node) -> Result<(), String> {
+        match node.consensus().transfer(None, TRANSFER_LIMIT).await? {
+            Transferred::NotLeader | Transferred::Nobody => Ok(()),
+            Transferred::To(leader) => {
+                tracing::info!(%leader, "another node leads");
+                Ok(())
+            }
+            Transferred::Late => Err("no other node has become the leader".to_owned()),
+        }
+    }
+
+    /// Starts the node again in this process, for what is read only when it starts. Clients wait meanwhile.
+    async fn start_anew(&mut self, node: Node, reception: Reception, timing: Timing) -> End {
+        tracing::info!(timing = timing.name(), "taking over another timing");
+        let stop = self.stop.clone();
+        tokio::select! {
+            () = reception.clients.drain(node.close_mesh()) => {}
+            () = stop.cancelled() => return self.end(node, reception, Ok(())).await,
+        }
+        self.phase.send_replace(Phase::HandedOver(Member::of(&node).replica));
+        let Reception { clients, door } = reception;
+        if let Err(error) = node.hand_over().await {
+            return End::Done(Err(failed(error)));
+        }
+        drop(door);
+        self.options.step = Some(timing);
+        self.leaving.push(clients);
+        End::TakeBack
     }
 
     /// Sees to it that nobody misses this node. Nothing has changed if it fails.

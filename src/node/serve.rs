@@ -79,6 +79,7 @@ pub fn node_options(values: &Values, addresses: Addresses, runtimes: &Runtimes) 
             wants_to_vote: values.role == NodeRole::Voter,
         },
         timing: Timing::default(),
+        step: None,
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
         clocks: Rules::default(),

@@ -73,7 +73,7 @@ struct ClusterBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Timings {
-    /// What the fleet has set (`timing` in the settings). A node goes by it from its next start on.
+    /// What the fleet has set (`timing` in the settings). The nodes take it over one after the other, the leader last.
     #[schema(example = "mesh")]
     setting: String,
     /// What fits the round trips that were measured; null while too few are known.
@@ -139,6 +139,8 @@ struct ClockBody {
     round_trip_ms: Option<f64>,
     /// The same, for nearly all.
     round_trip_p99_ms: Option<f64>,
+    /// How patient its Raft is: `lan`, `mesh` or `far`. Null if it has not said so of late.
+    timing: Option<&'static str>,
 }
 
 impl ClocksBody {
@@ -156,6 +158,7 @@ impl ClocksBody {
                 uncertainty_ms: clock.offset.map(|offset| offset.error_ms),
                 round_trip_ms: clock.round_trips.map(|trips| millis(trips.median)),
                 round_trip_p99_ms: clock.round_trips.map(|trips| millis(trips.p99)),
+                timing: clock.timing.map(Timing::name),
             })
         });
         Ok(Self {

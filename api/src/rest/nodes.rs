@@ -198,7 +198,7 @@ mod tests {
     fn a_clock_that_is_off_says_by_how_much() {
         let clock = |standing, offset_ms| {
             let offset = Some(Offset { offset_ms, error_ms: 3 });
-            why_off(&NodeClock { standing, offset, round_trips: None })
+            why_off(&NodeClock { standing, offset, round_trips: None, timing: None })
         };
         assert_eq!(clock(Standing::Good, 120_000), None);
         let ahead = clock(Standing::Off, 120_049).expect("off");

@@ -68,7 +68,8 @@ pub struct SettingsBody {
     node_failure_threshold: u64,
     /// After so many missed samples a deployment is unreachable. 1 to 20.
     deployment_failure_threshold: u64,
-    /// How patient Raft is: `lan`, `mesh` or `far`. A node goes by it from its next start on; `/api/cluster` suggests one.
+    /// How patient Raft is: `lan`, `mesh` or `far`. The nodes take it over one after the other;
+    /// `/api/cluster` suggests one.
     #[schema(example = "mesh")]
     timing: String,
 }

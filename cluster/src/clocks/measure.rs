@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::judge::{Health, Reading, Seen, millis};
 use super::{Agreement, Clocks, NodeClock, Sheet, Standing, signed};
-use crate::consensus::Consensus;
+use crate::consensus::{Consensus, Timing};
 use crate::ids::NodeId;
 use crate::transport::{Channels, Check, Inject, Purpose, refused_by_generation};
 use crate::wire::clocks_client::ClocksClient;
@@ -48,25 +48,27 @@ impl RoundTrips {
 /// Says what time it is here.
 pub(crate) struct ClockService {
     clocks: Clocks,
+    timing: Timing,
 }
 
 impl ClockService {
     /// The service, for members alone.
-    pub fn server(clocks: Clocks, check: Check) -> InterceptedService<ClocksServer<Self>, Check> {
-        InterceptedService::new(ClocksServer::new(Self { clocks }), check)
+    pub fn server(clocks: Clocks, timing: Timing, check: Check) -> InterceptedService<ClocksServer<Self>, Check> {
+        InterceptedService::new(ClocksServer::new(Self { clocks, timing }), check)
     }
 }
 
 #[tonic::async_trait]
 impl clocks_server::Clocks for ClockService {
     async fn read(&self, _: Request<ClockRequest>) -> Result<Response<ClockAnswer>, Status> {
-        Ok(Response::new(ClockAnswer { time_ms: self.clocks.own_ms() }))
+        let timing = self.timing.name().to_owned();
+        Ok(Response::new(ClockAnswer { time_ms: self.clocks.own_ms(), timing }))
     }
 }
 
 /// What has come of asking a node.
 enum Asked {
-    Reading(Reading),
+    Reading(Reading, Option<Timing>),
     /// It is of this later generation of the fleet, or says so.
     Later(u64),
     Nothing,
@@ -87,7 +89,8 @@ async fn ask(channels: &Channels, node: NodeId) -> Asked {
         Err(_) => return Asked::Nothing,
     };
     let round_trip = at.saturating_duration_since(begun);
-    Asked::Reading(Reading { at, time_ms: signed(answer.time_ms) + millis(round_trip) / 2, round_trip })
+    let reading = Reading { at, time_ms: signed(answer.time_ms) + millis(round_trip) / 2, round_trip };
+    Asked::Reading(reading, Timing::parse(&answer.timing))
 }
 
 /// What is kept of a node from one round to the next.
@@ -97,6 +100,8 @@ struct Kept {
     round_trips: VecDeque<Duration>,
     /// Whether it answered the last time.
     answered: bool,
+    /// How patient its Raft was then.
+    timing: Option<Timing>,
     /// What was said of its clock last.
     said: Standing,
 }
@@ -133,7 +138,10 @@ pub(crate) async fn measure(clocks: Clocks, consensus: Arc<Consensus>, channels:
         let mut later = None;
         while let Some((node, asked)) = asking.next().await {
             let reading = match asked {
-                Asked::Reading(reading) => Some(reading),
+                Asked::Reading(reading, timing) => {
+                    kept.entry(node).or_default().timing = timing;
+                    Some(reading)
+                }
                 Asked::Later(generation) => {
                     later = later.max(Some((generation, node)));
                     None
@@ -147,13 +155,14 @@ pub(crate) async fn measure(clocks: Clocks, consensus: Arc<Consensus>, channels:
         }
         drop(asking);
         clocks.inner.later.send_if_modified(|known| std::mem::replace(known, later) != later);
-        kept.entry(own).or_default();
+        kept.entry(own).or_default().timing = Some(consensus.timing());
         kept.retain(|node, _| *node == own || nodes.contains(node));
         readings.retain(|node, _| nodes.contains(node));
         let voters: BTreeSet<_> = consensus.status().voters.into_iter().flatten().collect();
         let (own_ms, now) = (signed(clocks.own_ms()), Instant::now());
         let seen = Seen { own, own_ms, now, voters: &voters, readings: &readings };
         let agreement = seen.agreement();
+        let fresh = |node: &NodeId| readings.get(node).is_some_and(|reading| reading.is_fresh(now));
         let mut shown = BTreeMap::new();
         for (node, kept) in &mut kept {
             let offset = match agreement {
@@ -163,9 +172,10 @@ pub(crate) async fn measure(clocks: Clocks, consensus: Arc<Consensus>, channels:
             kept.health.take(offset);
             let standing = kept.health.standing;
             say(*node, kept, standing, offset.map(|offset| offset.offset_ms), own);
-            shown.insert(*node, NodeClock { standing, offset, round_trips: RoundTrips::of(&kept.round_trips) });
+            let timing = kept.timing.filter(|_| *node == own || fresh(node));
+            let round_trips = RoundTrips::of(&kept.round_trips);
+            shown.insert(*node, NodeClock { standing, offset, round_trips, timing });
         }
-        let fresh = |node: &NodeId| readings.get(node).is_some_and(|reading| reading.is_fresh(now));
         let all_read = !voters.is_empty() && voters.iter().all(|voter| *voter == own || fresh(voter));
         undecided.say(agreement, all_read);
         clocks.show(Sheet { agreement, nodes: shown, voters, readings: readings.clone() });

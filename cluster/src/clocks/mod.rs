@@ -22,6 +22,7 @@ pub use measure::RoundTrips;
 pub(crate) use measure::{ClockService, measure};
 
 use crate::clock::Clock;
+use crate::consensus::Timing;
 use crate::ids::{LogTime, NodeId};
 
 /// How clocks are compared.
@@ -49,6 +50,8 @@ pub struct NodeClock {
     pub offset: Option<Offset>,
     /// How long it takes to ask the node and have its answer. Not of this node itself.
     pub round_trips: Option<RoundTrips>,
+    /// How patient its Raft is, if it has said so of late.
+    pub timing: Option<Timing>,
 }
 
 /// What is known of all clocks, at one moment.

@@ -37,6 +37,7 @@ pub(super) fn options(directory: &Path, name: &str, mesh: &MeshSockets) -> NodeO
             ..NodeFacts::default()
         },
         timing: Timing::Lan,
+        step: None,
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
         clocks: Rules::default(),

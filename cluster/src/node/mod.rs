@@ -7,6 +7,7 @@ mod identity;
 mod join;
 mod rebirth;
 mod superseded;
+mod turn;
 
 #[cfg(test)]
 mod mesh_tests;
@@ -107,6 +108,8 @@ pub struct NodeOptions {
     pub facts: NodeFacts,
     /// How patient it is, where the fleet has not set it.
     pub timing: Timing,
+    /// How patient it is for now, while the fleet changes from one timing to another.
+    pub step: Option<Timing>,
     /// How patient its gossip is.
     pub gossip: Profile,
     /// The time of day.
@@ -245,7 +248,7 @@ impl Node {
         let from = follower.refresh();
         let check = Check { registered: Arc::clone(&registered) };
         let mut services = consensus.services(&check);
-        services.add_service(ClockService::server(clocks.clone(), check));
+        services.add_service(ClockService::server(clocks.clone(), consensus.timing(), check));
         let (joining, registry) = (identity.clone(), Arc::clone(&registered));
         services.add_service(JoinService::server(Arc::clone(&consensus), keyring.clone(), joining, registry));
         let NodeFacts { api, proxy, mesh: own_mesh, version, .. } = options.facts.clone();
@@ -364,6 +367,29 @@ impl Node {
         self.facts.send_modify(|facts| facts.draining = true);
     }
 
+    /// Waits until it is this node's turn to go by another timing, and returns which. Raft reads it once: the node has to be
+    /// started anew for it, with [`NodeOptions::step`].
+    pub async fn next_timing(&self) -> Timing {
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            let Ok((settings, _)) = self.consensus.local().settings() else { continue };
+            // What nobody has set is left as it is.
+            let Some(wanted) = settings.timing.as_deref().and_then(Timing::parse) else { continue };
+            if wanted == self.consensus.timing() {
+                continue;
+            }
+            let status = self.consensus.status();
+            // While the voters change nobody is to be missing.
+            let [voters] = status.voters.as_slice() else { continue };
+            let sheet = self.clocks.sheet();
+            let timings = sheet.nodes.iter().filter_map(|(node, clock)| Some((*node, clock.timing?))).collect();
+            let fleet = turn::Fleet { own: status.node, leader: status.leader, voters, timings: &timings, wanted };
+            if let Some(step) = fleet.next() {
+                return step;
+            }
+        }
+    }
+
     /// Waits until the node can not go on, and returns why.
     pub async fn failed(&self) -> String {
         let mut superseded = self.superseded.clone();
@@ -434,7 +460,7 @@ async fn open_consensus(
     let raft = Options {
         node: identity.node,
         process: process_number(),
-        timing: set.unwrap_or(options.timing),
+        timing: options.step.or(set).unwrap_or(options.timing),
         clock: Arc::clone(&options.clock),
         channels,
     };

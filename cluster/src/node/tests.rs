@@ -41,6 +41,7 @@ fn options(directory: &Path) -> NodeOptions {
         directory: directory.to_owned(),
         facts: NodeFacts { name: "a node".to_owned(), ..NodeFacts::default() },
         timing: Timing::Lan,
+        step: None,
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
         clocks: Rules::default(),
