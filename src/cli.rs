@@ -335,6 +335,17 @@ pub enum ConfigCommand {
         /// The file.
         file: PathBuf,
     },
+    /// Sets the settings of the fleet that a file names, all of them or none, and prints what has changed.
+    ///
+    /// The file is TOML with the names of /api/settings as keys, for example `gateway_timeout_seconds = 300`. What it does not
+    /// name stays as it is.
+    Import {
+        /// The file.
+        file: PathBuf,
+        /// Prints what would change, and changes nothing.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -54,6 +54,11 @@ impl Client {
         self.call(Method::POST, path, Some(body))
     }
 
+    /// Changes something.
+    pub fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.call(Method::PUT, path, Some(body))
+    }
+
     /// Removes something.
     pub fn delete(&self, path: &str) -> Result<Value, Failure> {
         self.call(Method::DELETE, path, None)

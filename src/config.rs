@@ -2,6 +2,8 @@
 
 mod tailscale;
 
+pub use tailscale::remember;
+
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -63,6 +65,10 @@ pub struct Values {
     /// What listens on loopback as well, because its address is Tailscale's. Nobody configures that.
     #[serde(skip)]
     pub loopback_too: LoopbackToo,
+    /// The address of this machine in its tailnet, if anything listens there that nobody has given an address. Nobody
+    /// configures that.
+    #[serde(skip)]
+    pub tailnet: Option<IpAddr>,
 }
 
 /// What listens on loopback as well, so that local tools find it where it always is.
@@ -183,7 +189,7 @@ impl Config {
         }
         let mut config = Self { values, warning: None, figment };
         if needs == Needs::Addresses {
-            config.take_addresses_of_tailscale()?;
+            config.take_addresses_of_tailscale(serve.is_some())?;
         }
         Ok(config)
     }
@@ -293,6 +299,7 @@ pub fn defaults() -> Values {
         tailscale: Tailscale::Auto,
         tailscale_tag: "tag:muster".to_owned(),
         loopback_too: LoopbackToo::default(),
+        tailnet: None,
     }
 }
 

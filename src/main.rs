@@ -65,6 +65,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Token(command) => commands::client::token(&client()?, command, output),
         Command::Credentials(command) => commands::client::credentials(&client()?, command, output),
         Command::Config(ConfigCommand::Show) => commands::config::show(&config, output),
+        Command::Config(ConfigCommand::Import { file, check }) => {
+            commands::import::import(&client()?, file, *check, output)
+        }
         Command::Snapshot(command) => commands::snapshot::run(command, &config, client, output),
         Command::Operator(OperatorCommand::CheckStorage) => commands::storage::check(&config, output),
         Command::Operator(OperatorCommand::Raft(command)) => commands::client::raft(&client()?, command, output),

@@ -1,8 +1,10 @@
 //! What is counted, in the form that Prometheus reads. Nothing global: the numbers belong to one node.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http::Method;
+use muster_cluster::clocks::{Clocks, Standing};
 use muster_cluster::consensus::Role;
 use muster_cluster::membership::Liveness;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -74,6 +76,7 @@ impl Metrics {
         tally.register(&mut registry);
         if let Some(member) = member {
             consensus(&mut registry, member);
+            clocks(&mut registry, &member.clocks);
         }
         let mut text = String::new();
         encode(&mut text, &registry)?;
@@ -113,6 +116,8 @@ fn consensus(registry: &mut Registry, member: &Member) {
     gauge(registry, "gossip_datagrams_received", "Datagrams of gossip of this fleet received", gossip.received());
     gauge(registry, "gossip_datagrams_foreign", "Datagrams that did not open", gossip.foreign());
     gauge(registry, "gossip_datagrams_malformed", "Datagrams of this fleet that made no sense", gossip.malformed());
+    gauge(registry, "gossip_unknown_nodes", "Times that a node was told of that is not known here", gossip.unknown());
+    gauge(registry, "gossip_nodes_kept", "Nodes of which gossip keeps anything", gossip.kept());
     let roster = member.replica.gossip.roster();
     let alive = roster.nodes().filter(|(_, heard)| heard.liveness == Liveness::Alive).count();
     gauge(registry, "gossip_nodes_alive", "Other nodes that are heard", alive as u64);
@@ -125,4 +130,33 @@ fn consensus(registry: &mut Registry, member: &Member) {
     gauge(registry, "log_slowest_sync_micros", "How long the slowest barrier took", micros(log.slowest_sync));
     let state = member.consensus.state_stats();
     gauge(registry, "state_checkpoints", "Times that the copy of the state was made durable", state.checkpoints);
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabels {
+    node: u64,
+}
+
+/// The nodes of the fleet bound the labels.
+fn clocks(registry: &mut Registry, clocks: &Clocks) {
+    let offsets: Family<NodeLabels, Gauge<f64, AtomicU64>> = Family::default();
+    let round_trips: Family<NodeLabels, Gauge<f64, AtomicU64>> = Family::default();
+    let mut off = 0;
+    for (node, clock) in &clocks.sheet().nodes {
+        let labels = NodeLabels { node: node.0 };
+        off += u64::from(clock.standing == Standing::Off);
+        if let Some(offset) = clock.offset {
+            offsets.get_or_create(&labels).set(offset.offset_ms as f64 / 1000.0);
+        }
+        if let Some(trips) = clock.round_trips {
+            round_trips.get_or_create(&labels).set(trips.median.as_secs_f64());
+        }
+    }
+    let help = "How far a node's clock is ahead of the median of the voters";
+    registry.register_with_unit("clock_offset", help, Unit::Seconds, offsets);
+    let help = "The time to ask a node and have its answer, in the median";
+    registry.register_with_unit("node_round_trip", help, Unit::Seconds, round_trips);
+    gauge(registry, "clocks_off", "Nodes whose clock is more than 2 s from the median of the voters", off);
+    let stamps = u64::from(clocks.stamps_forward());
+    gauge(registry, "clock_stamps_forward", "1 unless the clock of this node is off", stamps);
 }

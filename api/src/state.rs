@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use muster_cluster::clocks::Clocks;
 use muster_cluster::consensus::Consensus;
 use muster_cluster::membership::Gossip;
 use muster_cluster::node::{Identity, Node};
@@ -34,6 +35,8 @@ pub enum Phase {
 pub struct Member {
     /// The replicated log and state.
     pub consensus: Arc<Consensus>,
+    /// The clocks of the fleet.
+    pub clocks: Clocks,
     /// What needs no stores.
     pub replica: Replica,
 }
@@ -59,6 +62,7 @@ impl Member {
     pub fn of(node: &Node) -> Self {
         Self {
             consensus: Arc::clone(node.consensus()),
+            clocks: node.clocks().clone(),
             replica: Replica {
                 published: Arc::clone(node.consensus().published()),
                 keyring: node.keyring().clone(),

@@ -4,6 +4,7 @@
 //! the binary decides what that means. `OVERVIEW.md` beside this crate has the picture and the invariants.
 
 pub mod clock;
+pub mod clocks;
 pub mod consensus;
 pub mod ids;
 pub mod leader;

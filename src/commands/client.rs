@@ -55,6 +55,12 @@ pub fn status(client: &Client, output: Output) -> Result<(), Failure> {
         ("committed index", "/committedIndex"),
         ("state hash", "/stateHash"),
         ("log time", "/clocks/logTime"),
+        ("clocks", "/clocks/agreement"),
+        ("timing", "/timing"),
+        ("timing set", "/timings/setting"),
+        ("timing suggested", "/timings/suggested"),
+        ("round trip p50 ms", "/timings/roundTripMs"),
+        ("round trip p99 ms", "/timings/roundTripP99Ms"),
         ("version", "/versions/version"),
         ("feature level", "/versions/featureLevel"),
     ];

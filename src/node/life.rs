@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use muster_api::{Member, Phase, UNCONFIGURED};
-use muster_cluster::consensus::Transferred;
+use muster_cluster::consensus::{Timing, Transferred};
 use muster_cluster::node::{self, Identity, Node, NodeOptions, Stage, StartError};
 use muster_cluster::storage::OpenError;
 use tokio::sync::watch;
@@ -60,7 +60,7 @@ pub struct Life {
 enum End {
     /// For good.
     Done(Result<(), Failure>),
-    /// The successor has failed.
+    /// The successor has failed, or this process is its own successor.
     TakeBack,
 }
 
@@ -173,7 +173,10 @@ impl Life {
         loop {
             let mesh = self.listeners.mesh().map_err(failed)?;
             match Node::start(self.options.clone(), mesh).await {
-                Ok(node) => return Ok(Some(node)),
+                Ok(node) => {
+                    self.remember_tailnet().await;
+                    return Ok(Some(node));
+                }
                 Err(StartError::Open(OpenError::InUse(_))) if taken_back => {
                     if Instant::now() >= deadline {
                         return Ok(None);
@@ -182,6 +185,15 @@ impl Life {
                 }
                 Err(error) => return Err(failed(error)),
             }
+        }
+    }
+
+    /// Keeps the address that the others are told of, for the next start.
+    async fn remember_tailnet(&self) {
+        let (directory, address) = (self.options.directory.clone(), self.values.tailnet);
+        let kept = tokio::task::spawn_blocking(move || crate::config::remember(&directory, address)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::warn!(%error, "the address in the tailnet is not kept");
         }
     }
 
@@ -203,6 +215,13 @@ impl Life {
                     tracing::info!("stopping");
                     Ok(())
                 }
+                step = node.next_timing() => match self.give_up_the_lead(&node).await {
+                    Ok(()) => return self.start_anew(node, reception, step).await,
+                    Err(why) => {
+                        tracing::warn!(why, "this node keeps its timing for now");
+                        continue;
+                    }
+                },
                 mut candidate = candidate => match self.prepare(&node, &mut candidate).await {
                     Ok(()) => return self.hand_over(node, reception, candidate).await,
                     // The successor notices that this process ends, and starts by itself.
@@ -240,6 +259,37 @@ impl Life {
         }
     }
 
+    /// Has another node lead, if this one does.
+    async fn give_up_the_lead(&self, node: &Node) -> Result<(), String> {
+        match node.consensus().transfer(None, TRANSFER_LIMIT).await? {
+            Transferred::NotLeader | Transferred::Nobody => Ok(()),
+            Transferred::To(leader) => {
+                tracing::info!(%leader, "another node leads");
+                Ok(())
+            }
+            Transferred::Late => Err("no other node has become the leader".to_owned()),
+        }
+    }
+
+    /// Starts the node again in this process, for what is read only when it starts. Clients wait meanwhile.
+    async fn start_anew(&mut self, node: Node, reception: Reception, timing: Timing) -> End {
+        tracing::info!(timing = timing.name(), "taking over another timing");
+        let stop = self.stop.clone();
+        tokio::select! {
+            () = reception.clients.drain(node.close_mesh()) => {}
+            () = stop.cancelled() => return self.end(node, reception, Ok(())).await,
+        }
+        self.phase.send_replace(Phase::HandedOver(Member::of(&node).replica));
+        let Reception { clients, door } = reception;
+        if let Err(error) = node.hand_over().await {
+            return End::Done(Err(failed(error)));
+        }
+        drop(door);
+        self.options.step = Some(timing);
+        self.leaving.push(clients);
+        End::TakeBack
+    }
+
     /// Sees to it that nobody misses this node. Nothing has changed if it fails.
     async fn prepare(&self, node: &Node, candidate: &mut Candidate) -> Result<(), String> {
         tracing::info!(version = candidate.version, "a successor takes over");
@@ -273,7 +323,7 @@ impl Life {
         tracing::info!(took = ?begun.elapsed(), "clients wait for the successor");
         self.phase.send_replace(Phase::HandedOver(Member::of(&node).replica));
         let Reception { clients, door } = reception;
-        if let Err(error) = node.shutdown().await {
+        if let Err(error) = node.hand_over().await {
             tracing::error!(%error, "the data could not be closed in an orderly way; the successor may notice more");
         }
         // Whoever wants to take over from now on waits for the successor.

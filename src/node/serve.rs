@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use muster_api::{Member, Phase};
 use muster_cluster::clock::SystemClock;
+use muster_cluster::clocks::Rules;
 use muster_cluster::consensus::Timing;
 use muster_cluster::leader::{Levels, Membership, Retention};
 use muster_cluster::membership::Profile;
@@ -78,8 +79,10 @@ pub fn node_options(values: &Values, addresses: Addresses, runtimes: &Runtimes) 
             wants_to_vote: values.role == NodeRole::Voter,
         },
         timing: Timing::default(),
+        step: None,
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
+        clocks: Rules::default(),
         duties: vec![Arc::new(Retention::default()), Arc::new(Membership::default()), Arc::new(Levels)],
         runtime: runtimes.raft.handle().clone(),
     }

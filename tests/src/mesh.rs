@@ -273,6 +273,18 @@ impl Mesh {
         Ok(())
     }
 
+    /// Starts a node that is to end by itself, and returns how it did, and what it said.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    #[must_use]
+    pub fn start_in_vain(&mut self, index: usize) -> (ExitStatus, String) {
+        let home = &self.machines[index].home;
+        let before = home.log().len();
+        let status = home.start(&mut self.command(index, &[])).wait(PATIENCE);
+        (status, home.log()[before..].to_owned())
+    }
+
     /// Starts a node that does not run any more.
     pub fn restart(&mut self, index: usize) {
         self.start(index, &[]);

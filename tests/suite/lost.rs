@@ -175,7 +175,8 @@ fn the_machine_that_is_left_goes_on_and_others_join_it() {
     let recovered =
         home.muster(&["operator", "recover", "--the-others-are-lost", "--name", "survivor", "-o", "json"]).json();
     assert_eq!((&recovered["generation"], &recovered["node"]), (&json!(2), &json!(4)));
-    let mesh_address = free_address();
+    // Where the others know it.
+    let mesh_address = mesh.machines[left].mesh.clone();
     let api = free_address();
     let mut command = home.command(["serve", "--name", "survivor", "--api", &api, "--mesh", &mesh_address]);
     let mut survivor = Node::start_command(home, &mut command);
@@ -183,9 +184,16 @@ fn the_machine_that_is_left_goes_on_and_others_join_it() {
     let expected: Vec<_> = (0..3).map(|index| format!("\"written through {index}\"")).collect();
     assert_eq!(names(&survivor.caller(ADMIN), "/api/models"), expected, "everything that was acknowledged");
 
-    // An old machine that comes back is of another generation: it changes nothing here.
+    // An old machine that comes back is of another generation: it changes nothing here, says what has become of the fleet,
+    // and ends.
     let old = (left + 1) % 3;
-    mesh.restart(old);
+    let before = std::fs::read(mesh.machines[old].home.data().join("node.json")).expect("readable");
+    let (status, said) = mesh.start_in_vain(old);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("the fleet has gone on without this node") && said.contains("join anew"), "{said}");
+    assert!(said.contains("generation 2") && said.contains("generation 1"), "{said}");
+    let after = std::fs::read(mesh.machines[old].home.data().join("node.json")).expect("readable");
+    assert_eq!(after, before, "its data are left where they are");
     let nodes = survivor.caller(ADMIN).get("/api/nodes").expect(200).body;
     assert_eq!(nodes.as_array().map(Vec::len), Some(1), "{nodes}");
 
@@ -196,4 +204,32 @@ fn the_machine_that_is_left_goes_on_and_others_join_it() {
     assert_eq!(names(&joined.caller(ADMIN), "/api/models"), expected);
     let written = joined.caller(ADMIN).post("/api/models", &model("after")).expect(201);
     assert_eq!(written.body["name"], "after");
+}
+
+/// Somebody runs the command for a lost fleet on one machine of a fleet that lives.
+#[test]
+fn a_node_that_says_that_the_fleet_has_gone_on_stops_nobody_while_a_quorum_lives() {
+    let mut mesh = Mesh::of_three();
+    let mistaken = (mesh.leader() + 1) % 3;
+    mesh.machines[mistaken].kill();
+    let home = &mesh.machines[mistaken].home;
+    let _ = home.muster(&["operator", "recover", "--the-others-are-lost", "--name", "mistaken", "-o", "json"]).json();
+    let (api, at) = (free_address(), mesh.machines[mistaken].mesh.clone());
+    let mut command = home.command(["serve", "--name", "mistaken", "--api", &api, "--mesh", &at]);
+    let mut alone = Node::start_command(home, &mut command);
+    alone.ready();
+    let others: Vec<_> = (0..3).filter(|index| *index != mistaken).collect();
+    for index in &others {
+        let home = &mesh.machines[*index].home;
+        wait_for(PATIENCE, "it to be said", || home.log().contains("a quorum of this one lives").then_some(()));
+    }
+    // For longer than it takes to believe it.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(26) {
+        for index in &others {
+            assert_eq!(mesh.api(*index).get("/api/models").status, 200);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let _ = mesh.api(others[0]).post("/api/models", &model("goes on")).expect(201);
 }

@@ -231,7 +231,8 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
             Stream::open(&nodes[replaced], &key, &told_by((replaced + 1) % 3 + 1)),
             Stream::open(&nodes[(replaced + 1) % 3], &key, &told_by(replaced + 1)),
         ];
-        let before = machines[replaced].home.log().len();
+        let logs: Vec<_> = machines.iter().map(|machine| machine.home.log().len()).collect();
+        let before = logs[replaced];
         let begun = Instant::now();
         let mut old = machines[replaced].hand_over();
         let took = begun.elapsed();
@@ -249,11 +250,46 @@ fn a_leader_and_then_a_follower_are_replaced_and_no_request_fails() {
             machine.ready();
         }
         upstream.again();
+        for (machine, before) in machines.iter().zip(logs) {
+            assert!(!machine.said(before, "a node is no longer heard"), "it was taken for dead in between");
+        }
         for machine in &machines {
             let written: Vec<_> = report.written().iter().map(|name| format!("model {name}")).collect();
             let found = names(machine);
             assert!(written.iter().all(|name| found.iter().filter(|found| *found == name).count() == 1));
         }
+    }
+}
+
+#[test]
+fn another_timing_is_taken_over_node_by_node_and_no_request_fails() {
+    let upstream = Upstream::start();
+    let mut machines = fleet_of_three();
+    let key = offer(&machines, &upstream);
+    let nodes: Vec<_> = machines.iter().map(|machine| format!("http://{}", machine.api)).collect();
+    let cluster = |machine: &Machine| machine.api().get("/api/cluster?consistency=local").body;
+    let logs: Vec<_> = machines.iter().map(|machine| machine.home.log().len()).collect();
+    let term = |machines: &[Machine]| cluster(&machines[leader(machines)])["term"].as_u64().expect("a term");
+    let load = Load::start(&nodes, ADMIN, &key, 7);
+    load.await_progress();
+    // From one end to the other, through what is between.
+    for (timing, rounds) in [("far", 1), ("lan", 2)] {
+        let before = term(&machines);
+        let _ = machines[0].api().put("/api/settings", &serde_json::json!({ "timing": timing })).expect(200);
+        for machine in &machines {
+            wait_for(PATIENCE, "the other timing", || (cluster(machine)["timing"] == timing).then_some(()));
+        }
+        for machine in &mut machines {
+            machine.ready();
+        }
+        assert_eq!(term(&machines), before + rounds, "each leader passes the lead on once, and nobody else is elected");
+        load.await_progress();
+    }
+    let report = load.stop();
+    println!("the timing was changed twice; {report}");
+    report.nothing_failed();
+    for (machine, before) in machines.iter().zip(logs) {
+        assert!(!machine.said(before, "a node is no longer heard"), "it was taken for dead in between");
     }
 }
 

@@ -154,6 +154,44 @@ fn without_being_told_a_tailscaled_that_runs_is_used_and_one_that_does_not_is_wa
 }
 
 #[test]
+fn a_node_that_the_fleet_knows_in_a_tailnet_waits_for_tailscaled() {
+    if !Need::Mounts.is_met("tailnet") {
+        return;
+    }
+    let (home, own) = (Home::new(), own_address());
+    let mut tailscaled = Tailscaled::start(home.path(), running(own, &[]));
+    let socket = tailscaled.socket().to_owned();
+    let serve = |more: &[&str]| {
+        let arguments = [&["serve", "--name", "gpu1", "--api", "127.0.0.1:0", "--proxy", "127.0.0.1:0"], more].concat();
+        where_it_always_is(&home, &socket, &arguments)
+    };
+    let mut node = Node::start_command(&home, &mut serve(&["--bootstrap"]));
+    node.ready();
+    let at = format!("mesh={own}:7946");
+    assert!(home.log().contains(&at));
+    node.process().terminate();
+    assert!(node.process().wait(PATIENCE).success());
+
+    // The machine starts again, and tailscaled has not connected yet.
+    tailscaled.restart(needs_login());
+    let before = home.log().len();
+    let mut process = home.start(&mut serve(&[]));
+    awaits(&home, before, "waiting for up to 60 s, as this node was in a tailnet");
+    tailscaled.restart(running(own, &[]));
+    awaits(&home, before, &at);
+    awaits(&home, before, "serving");
+    assert!(!home.log()[before..].contains("mesh=127.0.0.1"), "never on loopback");
+    process.terminate();
+    assert!(process.wait(PATIENCE).success());
+    // Unless somebody says so.
+    let before = home.log().len();
+    let mut process = home.start(&mut serve(&["--tailscale", "off"]));
+    awaits(&home, before, "mesh=127.0.0.1:7946");
+    process.terminate();
+    assert!(process.wait(PATIENCE).success());
+}
+
+#[test]
 fn addresses_given_by_flags_are_the_only_ones() {
     let (home, own) = (Home::new(), own_address());
     let tailscaled = Tailscaled::start(home.path(), running(own, &[]));

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep};
 
 use super::origin::Lease;
 use super::rewrite::Rewriter;
 use super::tally::Flight;
+use crate::server::Patience;
 
 /// The provider sent nothing more in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,10 +24,7 @@ pub(super) struct Relay {
     /// None once it has ended.
     source: Option<(Incoming, Lease)>,
     rewriter: Option<Rewriter>,
-    /// The longest pause between two pieces.
-    idle: Duration,
-    waiting: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
     /// Why the answer ends too early, until the client's side has been told.
     failed: Option<Box<dyn Error + Send + Sync>>,
     /// Counts the request as under way until this is dropped.
@@ -36,7 +33,7 @@ pub(super) struct Relay {
 
 impl Relay {
     pub fn new(body: Incoming, lease: Lease, rewriter: Option<Rewriter>, idle: Duration, flight: Flight) -> Self {
-        Self { source: Some((body, lease)), rewriter, idle, waiting: None, timer: None, failed: None, flight }
+        Self { source: Some((body, lease)), rewriter, patience: Patience::new(idle), failed: None, flight }
     }
 
     /// Counts the request as answered: the client gets what comes from here.
@@ -55,13 +52,13 @@ impl Relay {
         }
         match frame {
             Poll::Pending => {
-                ready!(self.poll_stalled(cx));
+                ready!(self.patience.poll_over(cx));
                 self.source = None;
                 self.flight.cut();
-                Poll::Ready(Some(Err(ProviderStalled(self.idle).into())))
+                Poll::Ready(Some(Err(ProviderStalled(self.patience.pause()).into())))
             }
             Poll::Ready(Some(Ok(frame))) => {
-                self.waiting = None;
+                self.patience.arrived();
                 // The server asks for no more than the length that it has announced.
                 if self.source.as_ref().is_some_and(|(body, _)| body.is_end_stream()) {
                     self.end(cx);
@@ -116,20 +113,6 @@ impl Relay {
                 self.flight.first_byte();
                 return Poll::Ready(Some(Ok(piece)));
             }
-        }
-    }
-
-    /// Ready when the present wait has lasted too long. The timer is set anew only when it fires, not at each piece.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let since = *self.waiting.get_or_insert_with(Instant::now);
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.idle)));
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            let left = self.idle.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                return Poll::Ready(());
-            }
-            timer.set(sleep(left));
         }
     }
 

@@ -1,6 +1,7 @@
 //! `/api/cluster`: who leads, who votes, and how far this node is.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -8,7 +9,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
 use http::header;
-use muster_cluster::consensus::{PASS_ON_LIMIT, Role};
+use muster_cluster::clocks::{Agreement, Clocks, Standing};
+use muster_cluster::consensus::{PASS_ON_LIMIT, Role, Timing};
 use muster_cluster::ids::NodeId;
 use muster_cluster::state::{FEATURE_LEVELS, View};
 use serde::Serialize;
@@ -21,7 +23,7 @@ use crate::auth::{self, Principal};
 use crate::error::{ApiError, ErrorBody};
 use crate::fields::{Fields, MAX_INTEGER};
 use crate::request::{self, Read, time};
-use crate::state::ApiState;
+use crate::state::{ApiState, Member};
 
 /// A node by number and name.
 #[derive(Debug, Serialize, ToSchema)]
@@ -58,20 +60,119 @@ struct ClusterBody {
     /// The running hash of everything that was ever written, at `appliedIndex`: equal on all nodes at an equal index.
     state_hash: String,
     records: usize,
-    clocks: Clocks,
+    clocks: ClocksBody,
     versions: Versions,
-    /// `lan`, `mesh` or `far`.
+    /// How patient this node's Raft is: `lan`, `mesh` or `far`.
     timing: &'static str,
+    timings: Timings,
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped: Option<String>,
+}
+
+/// How patient Raft should be.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Timings {
+    /// What the fleet has set (`timing` in the settings). The nodes take it over one after the other, the leader last.
+    #[schema(example = "mesh")]
+    setting: String,
+    /// What fits the round trips that were measured; null while too few are known.
+    #[schema(example = "lan")]
+    suggested: Option<&'static str>,
+    /// The longest round trip from the node that answers to a voter, in the median.
+    round_trip_ms: Option<f64>,
+    /// The same, for nearly all.
+    round_trip_p99_ms: Option<f64>,
+}
+
+/// So many round trips are too few to suggest anything.
+const FEW: usize = 8;
+
+impl Timings {
+    fn of(member: &Member, view: &View) -> Result<Self, ApiError> {
+        let trips = member.clocks.sheet().between_voters();
+        let suggested = trips.filter(|trips| trips.count >= FEW).map(|trips| Timing::for_round_trip(trips.p99).name());
+        Ok(Self {
+            setting: view.settings()?.0.timing.unwrap_or_else(|| Timing::default().name().to_owned()),
+            suggested,
+            round_trip_ms: trips.map(|trips| millis(trips.median)),
+            round_trip_p99_ms: trips.map(|trips| millis(trips.p99)),
+        })
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The times that matter.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Clocks {
+struct ClocksBody {
     /// The time of the log: what everything that expires is judged by.
     log_time: String,
+    /// This node's own clock.
+    node_time: String,
+    /// `agreed`: a majority of the voters are within 2 s of their median. `undecided`: they are not, or too few answer.
+    /// `unknown`: nobody has been asked yet.
+    #[schema(example = "agreed")]
+    agreement: &'static str,
+    /// Whether this node, when it leads, moves the time of the log. Not while its clock is off.
+    stamps_forward: bool,
+    /// The clock of each node that this one knows of.
+    nodes: Vec<ClockBody>,
+}
+
+/// The clock of a node, as the one that answers sees it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ClockBody {
+    node: NodeRef,
+    /// `good`, `off` (more than 2 s from the median of the voters) or `unknown`.
+    #[schema(example = "good")]
+    standing: &'static str,
+    /// How far it is from the median of the voters: positive, it is ahead.
+    offset_ms: Option<i64>,
+    /// By how much that may be wrong: half of the way there and back.
+    uncertainty_ms: Option<i64>,
+    /// How long it takes to ask it and have its answer, in the median. Not of the node that answers.
+    round_trip_ms: Option<f64>,
+    /// The same, for nearly all.
+    round_trip_p99_ms: Option<f64>,
+    /// How patient its Raft is: `lan`, `mesh` or `far`. Null if it has not said so of late.
+    timing: Option<&'static str>,
+}
+
+impl ClocksBody {
+    fn of(clocks: &Clocks, view: &View) -> Result<Self, ApiError> {
+        let sheet = clocks.sheet();
+        let nodes = sheet.nodes.iter().map(|(id, clock)| {
+            Ok(ClockBody {
+                node: reference(view, *id)?,
+                standing: match clock.standing {
+                    Standing::Good => "good",
+                    Standing::Off => "off",
+                    Standing::Unknown => "unknown",
+                },
+                offset_ms: clock.offset.map(|offset| offset.offset_ms),
+                uncertainty_ms: clock.offset.map(|offset| offset.error_ms),
+                round_trip_ms: clock.round_trips.map(|trips| millis(trips.median)),
+                round_trip_p99_ms: clock.round_trips.map(|trips| millis(trips.p99)),
+                timing: clock.timing.map(Timing::name),
+            })
+        });
+        Ok(Self {
+            log_time: time(view.time()?.0),
+            node_time: time(clocks.own_ms()),
+            agreement: match sheet.agreement {
+                Agreement::Agreed(_) => "agreed",
+                Agreement::Undecided => "undecided",
+                Agreement::Unknown => "unknown",
+            },
+            stamps_forward: clocks.stamps_forward(),
+            nodes: nodes.collect::<Result<_, ApiError>>()?,
+        })
+    }
 }
 
 /// What runs, and what the fleet has agreed on.
@@ -125,13 +226,14 @@ async fn get(State(state): State<ApiState>, read: Read) -> Result<Response, ApiE
         purged_index: status.purged,
         state_hash: HEXLOWER.encode(&view.fingerprint().history),
         records: view.len(),
-        clocks: Clocks { log_time: time(view.time()?.0) },
+        clocks: ClocksBody::of(&member.clocks, view)?,
         versions: Versions {
             version: env!("CARGO_PKG_VERSION"),
             feature_level: fleet.feature_level,
             max_feature_level: *FEATURE_LEVELS.end(),
         },
         timing: member.consensus.timing().name(),
+        timings: Timings::of(&member, view)?,
         stopped: status.stopped,
     };
     Ok(read.answer(Json(body)))

@@ -49,6 +49,16 @@ struct ReadParams {
     consistency: Option<String>,
 }
 
+/// How a change is made.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "the description of the parameters")]
+struct ChangeParams {
+    /// `true`: checks the change, answers with what would be, and changes nothing.
+    #[param(rename = "dryRun")]
+    dry_run: Option<bool>,
+}
+
 /// What guards a write.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]

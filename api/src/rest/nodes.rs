@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use muster_cluster::clocks::{NodeClock, Standing};
 use muster_cluster::ids::NodeId;
 use muster_cluster::membership::Liveness;
 use muster_cluster::rows::{Node, PreferVoter, RemoveNode, command};
@@ -29,10 +30,13 @@ pub struct NodeRead {
     ip_address: String,
     /// The port of its API.
     port: u16,
-    /// `online`, `degraded` (it has not answered of late), `critical` (it does not answer), or `unknown` for a node that this
-    /// one has never heard.
+    /// `online`, `degraded` (it has not answered of late, or its clock is off), `critical` (it does not answer), or `unknown`
+    /// for a node that this one has never heard.
     #[schema(example = "online")]
     status: &'static str,
+    /// Why it is not `online`; null if it is.
+    #[serde(rename = "statusReason")]
+    status_reason: Option<String>,
     /// What it does in the fleet: `leader`, `voter` or `standby`.
     #[schema(example = "voter")]
     role: &'static str,
@@ -47,17 +51,28 @@ pub struct NodeRead {
     mod_index: u64,
 }
 
-/// How this node sees another.
-fn status_of(member: &Member, id: NodeId) -> &'static str {
-    if id == member.replica.identity.node {
-        return "online";
+/// How this node sees another, or itself, and why if something is wrong.
+fn status_of(member: &Member, id: NodeId) -> (&'static str, Option<String>) {
+    let own = id == member.replica.identity.node;
+    let heard = member.replica.gossip.roster().node(id).map(|heard| heard.liveness);
+    match heard {
+        _ if own => {}
+        Some(Liveness::Alive) => {}
+        Some(Liveness::Suspect) => return ("degraded", Some("it has not answered of late".to_owned())),
+        Some(Liveness::Down) => return ("critical", Some("it does not answer".to_owned())),
+        None => return ("unknown", Some("this node has never heard it".to_owned())),
     }
-    match member.replica.gossip.roster().node(id).map(|heard| heard.liveness) {
-        Some(Liveness::Alive) => "online",
-        Some(Liveness::Suspect) => "degraded",
-        Some(Liveness::Down) => "critical",
-        None => "unknown",
+    match member.clocks.node(id).and_then(|clock| why_off(&clock)) {
+        Some(why) => ("degraded", Some(why)),
+        None => ("online", None),
     }
+}
+
+/// What is wrong with a clock.
+fn why_off(clock: &NodeClock) -> Option<String> {
+    let offset_ms = clock.offset.filter(|_| clock.standing == Standing::Off)?.offset_ms;
+    let (seconds, side) = (offset_ms.unsigned_abs() as f64 / 1000.0, if offset_ms > 0 { "ahead of" } else { "behind" });
+    Some(format!("its clock is {seconds:.1} s {side} the median of the voters"))
 }
 
 /// Host and port of an address as a node reports it.
@@ -69,6 +84,7 @@ pub(super) fn split_address(address: &str) -> (String, u16) {
 impl NodeRead {
     fn of(member: &Member, stored: Stored<Node>) -> Self {
         let Stored { row, mod_index } = stored;
+        let (node_status, status_reason) = status_of(member, NodeId(row.id));
         let (facts, status) = (row.facts.unwrap_or_default(), member.consensus.status());
         let (ip_address, port) = split_address(&facts.api);
         let id = NodeId(row.id);
@@ -84,7 +100,8 @@ impl NodeRead {
             name: facts.name,
             ip_address,
             port,
-            status: status_of(member, id),
+            status: node_status,
+            status_reason,
             role,
             version: facts.version,
             created_at: time(row.created_ms),
@@ -173,7 +190,21 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
 
 #[cfg(test)]
 mod tests {
-    use super::split_address;
+    use muster_cluster::clocks::{NodeClock, Offset, Standing};
+
+    use super::{split_address, why_off};
+
+    #[test]
+    fn a_clock_that_is_off_says_by_how_much() {
+        let clock = |standing, offset_ms| {
+            let offset = Some(Offset { offset_ms, error_ms: 3 });
+            why_off(&NodeClock { standing, offset, round_trips: None, timing: None })
+        };
+        assert_eq!(clock(Standing::Good, 120_000), None);
+        let ahead = clock(Standing::Off, 120_049).expect("off");
+        assert_eq!(ahead, "its clock is 120.0 s ahead of the median of the voters");
+        assert!(clock(Standing::Off, -2500).expect("off").contains("2.5 s behind"));
+    }
 
     #[test]
     fn addresses_are_taken_apart() {

@@ -1,9 +1,11 @@
 //! `/api/settings`: the settings of the fleet (seed 004), with their ranges and defaults. This table is the one place for both.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::response::Response;
+use muster_cluster::consensus::Timing;
 use muster_cluster::rows::{Settings, SettingsAnswer, UpdateSettings, answer::Outcome, command};
+use muster_cluster::state::changed_settings;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -66,6 +68,10 @@ pub struct SettingsBody {
     node_failure_threshold: u64,
     /// After so many missed samples a deployment is unreachable. 1 to 20.
     deployment_failure_threshold: u64,
+    /// How patient Raft is: `lan`, `mesh` or `far`. The nodes take it over one after the other;
+    /// `/api/cluster` suggests one.
+    #[schema(example = "mesh")]
+    timing: String,
 }
 
 impl SettingsBody {
@@ -93,6 +99,7 @@ impl SettingsBody {
             expiry_check_interval_seconds: settings.expiry_check_interval_seconds.unwrap_or(30),
             node_failure_threshold: settings.node_failure_threshold.unwrap_or(3),
             deployment_failure_threshold: settings.deployment_failure_threshold.unwrap_or(3),
+            timing: settings.timing.unwrap_or_else(|| Timing::default().name().to_owned()),
         }
     }
 }
@@ -128,6 +135,10 @@ fn read(fields: &mut Fields) -> (Settings, Vec<String>) {
         expiry_check_interval_seconds: integer(fields, "expiry_check_interval_seconds", 5, 600),
         node_failure_threshold: integer(fields, "node_failure_threshold", 1, 20),
         deployment_failure_threshold: integer(fields, "deployment_failure_threshold", 1, 20),
+        timing: {
+            let given = fields.word("timing", &Timing::ALL.map(Timing::name));
+            fields.not_null("timing", given).map(ToOwned::to_owned)
+        },
     };
     (settings, reset)
 }
@@ -179,17 +190,38 @@ async fn get(read: Read, who: Principal) -> Result<Response, ApiError> {
     Ok(read.answer(tagged(mod_index, Json(body))))
 }
 
+/// Whether the change is only to be checked.
+fn is_dry_run(query: Option<&str>) -> Result<bool, ApiError> {
+    let given = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("dryRun="));
+    match given {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(ApiError::Senseless("dryRun is true or false".to_owned())),
+    }
+}
+
 /// Changes the settings that are given, all or none.
-#[utoipa::path(put, path = "/settings", tag = "settings", request_body = SettingsBody, params(super::WriteParams),
+#[utoipa::path(put, path = "/settings", tag = "settings", request_body = SettingsBody,
+    params(super::ChangeParams, super::WriteParams),
     responses((status = 200, body = SettingsBody), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody),
         (status = 412, body = ErrorBody), (status = 422, body = ErrorBody), (status = 504, body = ErrorBody)))]
-async fn put(State(state): State<ApiState>, write: Write, Body(body): Body) -> Result<Response, ApiError> {
+async fn put(
+    State(state): State<ApiState>,
+    write: Write,
+    RawQuery(query): RawQuery,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&body)?;
     if fields.is_empty() {
         return Err(ApiError::Senseless("no setting is given".to_owned()));
     }
     let (changes, reset) = read(&mut fields);
     fields.finish()?;
+    if is_dry_run(query.as_deref())? {
+        let (settings, mod_index) = state.member()?.consensus.linearizable().await?.settings()?;
+        let settings = changed_settings(&settings, &changes, &reset)?;
+        return Ok(tagged(mod_index, Json(SettingsBody::of(settings, true))));
+    }
     let command = UpdateSettings { precondition: write.precondition.clone(), changes: Some(changes), reset };
     let outcome = write.propose(&state.member()?, &body, command::Body::UpdateSettings(command)).await?;
     match outcome {
@@ -201,10 +233,11 @@ async fn put(State(state): State<ApiState>, write: Write, Body(body): Body) -> R
 }
 
 /// The same as PUT.
-#[utoipa::path(patch, path = "/settings", tag = "settings", request_body = SettingsBody, params(super::WriteParams),
+#[utoipa::path(patch, path = "/settings", tag = "settings", request_body = SettingsBody,
+    params(super::ChangeParams, super::WriteParams),
     responses((status = 200, body = SettingsBody), (status = 422, body = ErrorBody)))]
-async fn patch(state: State<ApiState>, write: Write, body: Body) -> Result<Response, ApiError> {
-    put(state, write, body).await
+async fn patch(state: State<ApiState>, write: Write, query: RawQuery, body: Body) -> Result<Response, ApiError> {
+    put(state, write, query, body).await
 }
 
 /// The routes.
@@ -269,6 +302,9 @@ mod tests {
             (json!({"default_max_failed_restarts": null}), true),
             (json!({"default_port": null}), false),
             (json!({"gateway_enabled": "true"}), false),
+            (json!({"timing": "far"}), true),
+            (json!({"timing": "wan"}), false),
+            (json!({"timing": null}), false),
             (json!({"nope": 1}), false),
         ] {
             assert_eq!(wrong(&body).is_empty(), ok, "{body}");

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep};
+
+use super::patience::Patience;
 
 /// The client sent no further piece of the request's body in time. An extractor's error has it in its chain of sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,32 +25,12 @@ pub struct BodyTimedOut(
 pub struct RequestBody {
     /// None once it has timed out. Dropping it is what lets hyper close the connection after the answer.
     incoming: Option<Incoming>,
-    idle: Duration,
-    /// When the reader began to wait for the piece that it waits for now.
-    waiting: Option<Instant>,
-    /// Made by the first wait: most bodies have arrived by the time they are read, and never need it.
-    timer: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
 }
 
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, idle: Duration) -> Self {
-        Self { incoming: Some(incoming), idle, waiting: None, timer: None }
-    }
-
-    /// Ready when the present wait has lasted too long.
-    ///
-    /// The timer is set anew only when it fires, not at each piece: it may fire early for the present wait, never late.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let since = *self.waiting.get_or_insert_with(Instant::now);
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.idle)));
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            let left = self.idle.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                return Poll::Ready(());
-            }
-            timer.set(sleep(left));
-        }
+        Self { incoming: Some(incoming), patience: Patience::new(idle) }
     }
 }
 
@@ -61,12 +42,12 @@ impl Body for RequestBody {
         let this = self.get_mut();
         let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
-            this.waiting = None;
+            this.patience.arrived();
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        ready!(this.poll_stalled(cx));
+        ready!(this.patience.poll_over(cx));
         this.incoming = None;
-        Poll::Ready(Some(Err(BodyTimedOut(this.idle).into())))
+        Poll::Ready(Some(Err(BodyTimedOut(this.patience.pause()).into())))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -6,6 +6,7 @@
 mod body;
 mod ending;
 mod listen;
+mod patience;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ pub use body::{BodyTimedOut, RequestBody};
 use ending::{Activity, Counted};
 pub use ending::{Ending, Part};
 use listen::{AcceptFailures, Askers, Listen, accept};
+pub(crate) use patience::Patience;
 
 /// Bytes that a connection buffers in each direction, and so the bound of a request's head. A larger head is answered 431.
 ///

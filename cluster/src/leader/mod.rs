@@ -4,23 +4,30 @@
 //! is cancelled when this node stops leading. That a node believes it leads proves nothing: every command of a duty carries
 //! the office, and `apply` refuses one of an older office.
 
+mod expiry;
+mod hand_over;
 mod levels;
 mod membership;
 mod retention;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use expiry::Expiry;
+pub use expiry::Withheld;
+pub(crate) use hand_over::HandOver;
 pub use levels::Levels;
 pub use membership::{Membership, target_voters};
 pub use retention::Retention;
 
+use crate::clocks::Clocks;
 use crate::consensus::{Consensus, ProposeError, Role};
-use crate::ids::Office;
+use crate::ids::{LogTime, Office};
 use crate::rows::{Answer, Origin, TakeOffice, answer::Outcome, command::Body};
 
 /// How long to wait before trying again what failed.
@@ -40,9 +47,28 @@ pub trait Duty: Send + Sync + 'static {
 pub struct Leader {
     consensus: Arc<Consensus>,
     office: Office,
+    clocks: Clocks,
+    expiry: Arc<Mutex<Expiry>>,
 }
 
 impl Leader {
+    /// The clocks of the fleet.
+    #[must_use]
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
+    }
+
+    /// Whether something may expire by this time of the log. Every duty that ends things by time asks this first.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_expire(&self, time: LogTime) -> Result<(), Withheld> {
+        let (own, opinion) = (self.clocks.own(), self.clocks.second_opinion(time));
+        let patience = self.clocks.rules().patience_alone;
+        let mut expiry = self.expiry.lock().unwrap_or_else(PoisonError::into_inner);
+        expiry.may(time, own, opinion, patience, Instant::now())
+    }
+
     /// The office that every command of a duty must carry.
     #[must_use]
     pub fn office(&self) -> Office {
@@ -70,7 +96,7 @@ fn origin(consensus: &Consensus, duty: &str) -> Origin {
 }
 
 /// Runs the duties whenever this node leads, until it is told to stop.
-pub async fn lead(consensus: Arc<Consensus>, duties: Vec<Arc<dyn Duty>>, stop: CancellationToken) {
+pub async fn lead(consensus: Arc<Consensus>, clocks: Clocks, duties: Vec<Arc<dyn Duty>>, stop: CancellationToken) {
     let mut role = None;
     while !stop.is_cancelled() {
         let now = tokio::select! {
@@ -81,7 +107,7 @@ pub async fn lead(consensus: Arc<Consensus>, duties: Vec<Arc<dyn Duty>>, stop: C
         match now {
             Role::Leader { term } => {
                 tokio::select! {
-                    () = in_office(&consensus, &duties, term) => {}
+                    () = in_office(&consensus, &clocks, &duties, term) => {}
                     _ = consensus.role_other_than(role) => tracing::info!(term, "no longer the leader"),
                     () = stop.cancelled() => {}
                 }
@@ -93,10 +119,11 @@ pub async fn lead(consensus: Arc<Consensus>, duties: Vec<Arc<dyn Duty>>, stop: C
 }
 
 /// Takes the office and runs the duties; never returns by itself. Dropping it ends them all.
-async fn in_office(consensus: &Arc<Consensus>, duties: &[Arc<dyn Duty>], term: u64) {
+async fn in_office(consensus: &Arc<Consensus>, clocks: &Clocks, duties: &[Arc<dyn Duty>], term: u64) {
     let office = take_office(consensus).await;
     tracing::info!(term, %office, "leader");
-    let leader = Leader { consensus: Arc::clone(consensus), office };
+    let (consensus, clocks) = (Arc::clone(consensus), clocks.clone());
+    let leader = Leader { consensus, office, clocks, expiry: Arc::default() };
     let mut running = JoinSet::new();
     for duty in duties {
         start(&mut running, Arc::clone(duty), leader.clone(), Duration::ZERO);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::{Duty, Leader};
+use super::{Duty, Leader, Withheld};
 use crate::ids::{CredentialId, LogTime};
 use crate::rows::{Sweep, answer::Outcome, command::Body};
 use crate::state::{Damaged, SWEEP_LIMIT, View, has_expired};
@@ -37,8 +37,22 @@ impl Duty for Retention {
     fn run(&self, leader: Leader) -> BoxFuture<'static, ()> {
         let period = self.period;
         Box::pin(async move {
+            let mut withheld = None;
             loop {
-                match pass(&leader).await {
+                let outcome = match time(&leader) {
+                    Ok(now) => {
+                        withheld = None;
+                        pass(&leader, now).await
+                    }
+                    Err(Wait::Withheld(why)) => {
+                        if withheld.replace(why) != Some(why) {
+                            say(why);
+                        }
+                        Ok(false)
+                    }
+                    Err(Wait::Damaged(damaged)) => Err(damaged.to_string()),
+                };
+                match outcome {
                     // There may be more: what is due goes in one pass after the other, each a short command.
                     Ok(true) => continue,
                     Ok(false) => {}
@@ -50,11 +64,30 @@ impl Duty for Retention {
     }
 }
 
-/// Proposes one sweep if anything is due, and says whether something was.
-async fn pass(leader: &Leader) -> Result<bool, String> {
-    let published = leader.consensus().published();
-    let now = published.time().map_err(|damaged| damaged.to_string())?;
-    let view = published.view();
+fn say(why: Withheld) {
+    match why {
+        // Every start of a fleet of one.
+        Withheld::TooRecent => tracing::info!(%why, "nothing expires for now"),
+        Withheld::ClockOff | Withheld::NoSecondVoter => tracing::warn!(%why, "nothing expires for now"),
+    }
+}
+
+/// Why there is no sweep.
+enum Wait {
+    Withheld(Withheld),
+    Damaged(Damaged),
+}
+
+/// The time of the log, if something may expire by it.
+fn time(leader: &Leader) -> Result<LogTime, Wait> {
+    let now = leader.consensus().published().time().map_err(Wait::Damaged)?;
+    leader.may_expire(now).map_err(Wait::Withheld)?;
+    Ok(now)
+}
+
+/// Proposes one sweep if anything was due at this time, and says whether something was.
+async fn pass(leader: &Leader, now: LogTime) -> Result<bool, String> {
+    let view = leader.consensus().published().view();
     // It looks at every remembered answer, which must not delay a sign of life.
     let looked = tokio::task::spawn_blocking(move || due(&view, now)).await;
     let sweep = looked.map_err(|error| error.to_string())?.map_err(|damaged| damaged.to_string())?;

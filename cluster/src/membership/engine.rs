@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use super::GossipOptions;
 use super::addresses::{self, Addresses};
 use super::facts::{FactsTable, LONGEST, SharedFacts};
 use super::identity::{GossipId, Incarnations};
+use super::known::{Known, Sifted};
 use super::profile::Profile;
 use super::roster::{Facts, GossipStats, Heard, Liveness, Roster};
 use super::seal::{CONTENT, DATAGRAM, Envelope};
@@ -49,6 +51,7 @@ struct Engine {
     facts: SharedFacts,
     socket: UdpSocket,
     envelope: Envelope,
+    known: Known,
     own: NodeId,
     incarnations: Incarnations,
     profile: Profile,
@@ -77,6 +80,7 @@ pub(super) fn run(
     options: GossipOptions,
     to_roster: watch::Sender<Arc<Roster>>,
     stats: Arc<GossipStats>,
+    stays: Arc<AtomicBool>,
     stop: CancellationToken,
 ) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let GossipOptions { socket, directory, registered, keyring, profile, clock, facts: told } = options;
@@ -87,7 +91,8 @@ pub(super) fn run(
     getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
     let mut jitter = StdRng::from_seed(seed);
     let own = registered.node;
-    let facts = SharedFacts(Arc::new(Mutex::new(FactsTable::new(own))));
+    let known = Known(Arc::clone(&registered));
+    let facts = SharedFacts { table: Arc::new(Mutex::new(FactsTable::new(own))), known: known.clone() };
     let identity = GossipId::new(own, first);
     let rng = StdRng::from_rng(&mut jitter);
     let swim = Foca::with_custom_broadcast(identity, profile.config(1), rng, PostcardCodec, facts.clone());
@@ -99,6 +104,7 @@ pub(super) fn run(
         facts,
         socket,
         envelope,
+        known,
         own,
         incarnations,
         profile,
@@ -118,14 +124,14 @@ pub(super) fn run(
     };
     Ok(async move {
         tokio::select! {
-            () = engine.gossip(stop) => {}
+            () = engine.gossip(stop, &stays) => {}
             () = addresses::follow(registered, to_addresses) => {}
         }
     })
 }
 
 impl Engine {
-    async fn gossip(mut self, stop: CancellationToken) {
+    async fn gossip(mut self, stop: CancellationToken, stays: &AtomicBool) {
         let mut buffer = vec![0; 64 * 1024];
         let mut look_at = Instant::now();
         let mut told = self.told.clone();
@@ -153,12 +159,15 @@ impl Engine {
             }
             if now >= look_at {
                 look_at = now + LOOK;
+                self.forget();
                 self.announce(now);
                 self.show(now);
             }
             self.act();
         }
-        self.leave().await;
+        if !stays.load(Ordering::Relaxed) {
+            self.leave().await;
+        }
     }
 
     /// Takes in what has come, up to a bound.
@@ -180,13 +189,20 @@ impl Engine {
     fn take(&mut self, datagram: &mut [u8], from: SocketAddr) {
         let Some(content) = self.envelope.open(datagram) else { return GossipStats::count(&self.stats.foreign) };
         GossipStats::count(&self.stats.received);
-        let sender = foca::Codec::<GossipId>::decode_header(&mut PostcardCodec, content).ok().map(|header| header.src);
-        if let Err(error) = self.swim.handle_data(content, &mut self.runtime) {
+        let (sender, content) = match self.known.sift(content) {
+            Sifted::Content { sender, content, unknown } => {
+                GossipStats::add(&self.stats.unknown, unknown);
+                (sender, content)
+            }
+            Sifted::Unknown => return GossipStats::count(&self.stats.unknown),
+            Sifted::Malformed => return GossipStats::count(&self.stats.malformed),
+        };
+        if let Err(error) = self.swim.handle_data(&content, &mut self.runtime) {
             tracing::debug!(%error, %from, "a datagram makes no sense");
             return GossipStats::count(&self.stats.malformed);
         }
-        if let Some(sender) = sender.filter(|sender| sender.node() != self.own) {
-            self.heard_from.insert(sender.node(), from);
+        if sender != self.own {
+            self.heard_from.insert(sender, from);
         }
         self.act();
     }
@@ -297,6 +313,21 @@ impl Engine {
         }
     }
 
+    /// Forgets those who are no longer known: they were taken out of the fleet.
+    fn forget(&mut self) {
+        let known = self.known.clone();
+        self.heard_from.retain(|node, _| known.has(*node));
+        self.facts.table().retain(|node| known.has(node));
+        let members = self.swim.iter_members().map(|member| *member.id());
+        let gone: Vec<_> = members.filter(|id| !known.has(id.node())).map(Member::down).collect();
+        // They are not asked any more whether they live.
+        if !gone.is_empty()
+            && let Err(error) = self.swim.apply_many(gone.into_iter(), false, &mut self.runtime)
+        {
+            tracing::debug!(%error, "nodes that are gone are still asked for");
+        }
+    }
+
     fn is_active(&self, node: NodeId) -> bool {
         self.seen.get(&node).is_some_and(|heard| heard.liveness != Liveness::Down)
     }
@@ -305,11 +336,16 @@ impl Engine {
     fn show(&mut self, now: Instant) {
         let members: Vec<_> =
             self.swim.iter_membership_state().map(|member| (member.id().node(), liveness(member))).collect();
+        let kept = members.len().max(self.heard_from.len());
+        self.stats.kept.store(kept as u64, Ordering::Relaxed);
         let facts = self.facts.clone();
         let mut table = facts.table();
         let mut changed = table.take_changed();
+        let heard_of = self.seen.len();
+        self.seen.retain(|node, _| self.known.has(*node));
+        changed |= self.seen.len() != heard_of;
         for (node, liveness) in members {
-            if node == self.own {
+            if node == self.own || !self.known.has(node) {
                 continue;
             }
             let told = table.newest(node).map(|told| Facts::of(told));

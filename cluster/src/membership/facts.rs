@@ -7,11 +7,9 @@ use foca::{BroadcastHandler, Invalidates};
 use prost::Message;
 
 use super::identity::GossipId;
+use super::known::Known;
 use crate::ids::NodeId;
 use crate::wire::GossipFacts;
-
-/// Of how many nodes facts are kept. A fleet is far smaller; only a confused member could tell of more.
-const LIMIT: usize = 4096;
 
 /// The longest facts, in bytes.
 pub(super) const LONGEST: usize = 600;
@@ -63,6 +61,11 @@ impl FactsTable {
         self.newest.get(&node)
     }
 
+    /// Keeps what these nodes tell.
+    pub fn retain(&mut self, keep: impl Fn(NodeId) -> bool) {
+        self.newest.retain(|node, _| keep(*node));
+    }
+
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -70,12 +73,16 @@ impl FactsTable {
 
 /// The table in the hands of the one task that gossips; `foca` keeps the handler, the task looks into it.
 #[derive(Clone, Debug)]
-pub(super) struct SharedFacts(pub Arc<std::sync::Mutex<FactsTable>>);
+pub(super) struct SharedFacts {
+    pub table: Arc<std::sync::Mutex<FactsTable>>,
+    /// Of whom anything is kept, and told on.
+    pub known: Known,
+}
 
 impl SharedFacts {
     /// Only maps are touched while it is held.
     pub fn table(&self) -> std::sync::MutexGuard<'_, FactsTable> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -89,6 +96,9 @@ impl BroadcastHandler<GossipId> for SharedFacts {
         }
         let facts = GossipFacts::decode(data).map_err(|_| NoFacts)?;
         let (key, node) = (FactsKey::of(&facts), NodeId(facts.node));
+        if !self.known.has(node) {
+            return Ok(None);
+        }
         let mut table = self.table();
         // What others tell of this node is what it told them, or worse.
         if sender.is_some() && node == table.own {
@@ -96,9 +106,6 @@ impl BroadcastHandler<GossipId> for SharedFacts {
         }
         let known = table.newest.get(&node);
         if known.is_some_and(|known| !key.is_newer_than(&FactsKey::of(known))) {
-            return Ok(None);
-        }
-        if known.is_none() && table.newest.len() >= LIMIT {
             return Ok(None);
         }
         table.newest.insert(node, Arc::new(facts));
@@ -110,6 +117,17 @@ impl BroadcastHandler<GossipId> for SharedFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{FleetId, StoreId};
+    use crate::transport::{Peer, Registered, Registry};
+
+    /// Of node 1, which knows node 2.
+    fn handler() -> SharedFacts {
+        let other = Peer { node: NodeId(2), store: StoreId::random(), address: String::new(), tls_key: Vec::new() };
+        let registry = Registry::of([other]);
+        let registered = Registered::new(FleetId::random(), 1, NodeId(1), StoreId::random(), registry);
+        let table = Arc::new(std::sync::Mutex::new(FactsTable::new(NodeId(1))));
+        SharedFacts { table, known: Known(Arc::new(registered)) }
+    }
 
     fn facts(node: u64, incarnation: u64, sequence: u64) -> Vec<u8> {
         GossipFacts { node, incarnation, sequence, ..GossipFacts::default() }.encode_to_vec()
@@ -117,7 +135,7 @@ mod tests {
 
     #[test]
     fn only_what_is_newer_travels_on() {
-        let mut handler = SharedFacts(Arc::new(std::sync::Mutex::new(FactsTable::new(NodeId(1)))));
+        let mut handler = handler();
         let sender = GossipId::any(NodeId(2));
         let mut told = |data: &[u8]| handler.receive_item(data, Some(&sender)).map(|key| key.is_some());
         assert!(told(&facts(2, 5, 1)).expect("facts"));
@@ -134,13 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn strangers_do_not_make_the_table_grow() {
-        let mut handler = SharedFacts(Arc::new(std::sync::Mutex::new(FactsTable::new(NodeId(1)))));
+    fn of_nodes_that_are_not_known_nothing_is_kept_or_told_on() {
+        let mut handler = handler();
         let sender = GossipId::any(NodeId(2));
-        for node in 2..2 * LIMIT as u64 {
-            let _ = handler.receive_item(&facts(node, 1, 1), Some(&sender));
+        for node in 3..10_000 {
+            assert!(handler.receive_item(&facts(node, 1, 1), Some(&sender)).expect("facts").is_none());
         }
-        assert_eq!(handler.table().newest.len(), LIMIT);
+        assert_eq!(handler.table().newest.len(), 0);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Gossip: which nodes live, and small things that they tell of themselves (SWIM, with foca).
 //!
 //! Everybody gossips with everybody, in sealed datagrams. What is heard here is an observation: it decides nothing. Who
-//! belongs to the fleet stands in the replicated state, and so does where they are.
+//! belongs to the fleet stands in the replicated state, and so does where they are: nothing is kept of anybody else, whatever
+//! a member tells.
 
 mod addresses;
 mod engine;
 mod facts;
 mod identity;
+mod known;
 mod profile;
 mod roster;
 mod seal;
@@ -16,6 +18,7 @@ mod tests;
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -50,9 +53,16 @@ pub(crate) struct GossipOptions {
 pub struct Gossip {
     roster: watch::Receiver<Arc<Roster>>,
     stats: Arc<GossipStats>,
+    stays: Arc<AtomicBool>,
 }
 
 impl Gossip {
+    /// Has this node say nothing when it stops: another process takes its place at once, in a life that is later than this one,
+    /// and the others need not take it for dead in between.
+    pub(crate) fn stay(&self) {
+        self.stays.store(true, Ordering::Relaxed);
+    }
+
     /// The newest of what has been heard.
     #[must_use]
     pub fn roster(&self) -> Arc<Roster> {
@@ -73,7 +83,7 @@ impl Gossip {
 }
 
 /// Begins to gossip: what has been heard, and the task that hears it. The task ends soon after `stop`; the others have been
-/// told then that this node goes.
+/// told then that this node goes, unless it stays (see [`Gossip::stay`]).
 ///
 /// # Errors
 /// When the socket or the data directory can not be used.
@@ -82,7 +92,7 @@ pub(crate) fn begin(
     stop: CancellationToken,
 ) -> std::io::Result<(Gossip, impl Future<Output = ()> + Send + 'static)> {
     let (to_roster, roster) = watch::channel(Arc::default());
-    let stats = Arc::new(GossipStats::default());
-    let task = engine::run(options, to_roster, Arc::clone(&stats), stop)?;
-    Ok((Gossip { roster, stats }, task))
+    let (stats, stays) = (Arc::new(GossipStats::default()), Arc::new(AtomicBool::new(false)));
+    let task = engine::run(options, to_roster, Arc::clone(&stats), Arc::clone(&stays), stop)?;
+    Ok((Gossip { roster, stats, stays }, task))
 }

@@ -86,11 +86,17 @@ pub struct GossipStats {
     pub(super) received: AtomicU64,
     pub(super) foreign: AtomicU64,
     pub(super) malformed: AtomicU64,
+    pub(super) unknown: AtomicU64,
+    pub(super) kept: AtomicU64,
 }
 
 impl GossipStats {
     pub(super) fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
+        Self::add(counter, 1);
+    }
+
+    pub(super) fn add(counter: &AtomicU64, number: u64) {
+        counter.fetch_add(number, Ordering::Relaxed);
     }
 
     /// Datagrams sent.
@@ -109,6 +115,18 @@ impl GossipStats {
     #[must_use]
     pub fn foreign(&self) -> u64 {
         self.foreign.load(Ordering::Relaxed)
+    }
+
+    /// How often somebody was told of, or spoke, who is not known here.
+    #[must_use]
+    pub fn unknown(&self) -> u64 {
+        self.unknown.load(Ordering::Relaxed)
+    }
+
+    /// Of how many nodes anything is kept, those that are gone included.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
     }
 
     /// Datagrams of this fleet that made no sense.

@@ -38,6 +38,7 @@ struct Net {
 
 struct Running {
     gossip: Gossip,
+    registered: Arc<Registered>,
     keyring: Keyring,
     facts: watch::Sender<Facts>,
     stop: CancellationToken,
@@ -56,7 +57,12 @@ impl Net {
         for node in 1..=nodes {
             let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
             let address = socket.local_addr().expect("an address").to_string();
-            net.peers.push(Peer { node: NodeId(node), store: StoreId::random(), address, tls_key: Vec::new() });
+            net.peers.push(Peer {
+                node: NodeId(node),
+                store: StoreId::random(),
+                address,
+                tls_key: node.to_be_bytes().to_vec(),
+            });
             net.sockets.insert(node, socket);
             net.directories.insert(node, tempfile::tempdir().expect("a directory"));
         }
@@ -77,7 +83,7 @@ impl Net {
         let options = GossipOptions {
             socket: self.sockets[&node].try_clone().expect("a handle"),
             directory: self.directories[&node].path().to_owned(),
-            registered,
+            registered: Arc::clone(&registered),
             keyring: keyring.clone(),
             profile: PROFILE,
             clock: Arc::new(At(now)),
@@ -85,7 +91,7 @@ impl Net {
         };
         let stop = CancellationToken::new();
         let (gossip, task) = begin(options, stop.clone()).expect("begins");
-        Running { gossip, keyring, facts, stop, task: tokio::spawn(task) }
+        Running { gossip, registered, keyring, facts, stop, task: tokio::spawn(task) }
     }
 }
 
@@ -113,11 +119,10 @@ impl Running {
 #[tokio::test]
 async fn nodes_find_each_other_and_what_they_tell() {
     let net = Net::of(4);
-    // Each knows the first only: the rest they hear of.
-    let first = net.start(1, &[], 1);
-    let nodes: Vec<_> = (2..=4).map(|node| net.start(node, &[1], 1)).collect();
+    let all = [1, 2, 3, 4];
+    let first = net.start(1, &all, 1);
+    let nodes: Vec<_> = (2..=4).map(|node| net.start(node, &all, 1)).collect();
     first.sees(&[2, 3, 4], Liveness::Alive).await;
-    // Those whom nobody has registered can not be spoken to, but are heard of.
     for (index, node) in nodes.iter().enumerate() {
         let others: Vec<_> = (1..=4).filter(|other| *other != index as u64 + 2).collect();
         node.sees(&others, Liveness::Alive).await;
@@ -208,4 +213,99 @@ async fn garbage_is_counted_and_does_no_harm() {
     first.sees(&[2], Liveness::Alive).await;
     second.sees(&[1], Liveness::Alive).await;
     assert_eq!(first.gossip.roster().nodes().count(), 1);
+}
+
+/// A member, or one that was, tells of thousands of nodes, and speaks as them. It has the key.
+#[tokio::test]
+async fn a_member_that_tells_of_thousands_of_nodes_makes_nothing_grow() {
+    let net = Net::of(2);
+    let first = net.start(1, &[2], 1);
+    let forger = net.sockets[&2].try_clone().expect("a handle");
+    let to = net.peers[0].address.as_str();
+    let keyring = Keyring::new(net.fleet, []).with_gossip(net.key.clone());
+    let envelope = seal::Envelope::new(keyring, net.fleet, 1);
+    let id = |node: u64| identity::GossipId::new(NodeId(node), 5);
+    let datagram = |sender: u64, members: std::ops::Range<u64>| {
+        use foca::{Codec, Header, Member, Message, PostcardCodec};
+        let own = identity::GossipId::new(NodeId(1), 1);
+        let header = Header { src: id(sender), src_incarnation: 0, dst: own, message: Message::Gossip };
+        let mut content = Vec::new();
+        PostcardCodec.encode_header(&header, &mut content).expect("encodes");
+        content.extend(u16::try_from(members.clone().count()).expect("few").to_be_bytes());
+        for member in members {
+            PostcardCodec.encode_member(&Member::alive(id(member)), &mut content).expect("encodes");
+        }
+        envelope.seal(&content).expect("holds the key")
+    };
+    let stats = first.gossip.stats();
+    let send = async |sender: u64, members: std::ops::Range<u64>| {
+        let before = stats.received();
+        forger.send_to(&datagram(sender, members), to).expect("is sent");
+        let taken = async {
+            while stats.received() == before {
+                sleep(Duration::from_micros(100)).await;
+            }
+        };
+        timeout(BOUND, taken).await.expect("is taken");
+    };
+    for node in (3..20_000).step_by(50) {
+        // In its own name, and in the name of somebody who does not exist.
+        send(2, node..node + 50).await;
+        send(node, 2..3).await;
+    }
+    assert_eq!(stats.unknown(), 400 * 51);
+    first.until(|roster| roster.nodes().count() == 1).await;
+    timeout(BOUND, async {
+        // It is counted now and then.
+        while stats.kept() == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("is counted");
+    assert_eq!(stats.kept(), 1);
+    first.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_taken_out_is_not_spoken_of_any_more() {
+    let net = Net::of(3);
+    let all = [1, 2, 3];
+    let nodes = all.map(|node| net.start(node, &all, 1));
+    nodes[0].sees(&[2, 3], Liveness::Alive).await;
+    nodes[1].sees(&[1, 3], Liveness::Alive).await;
+    for node in &nodes[..2] {
+        node.registered.replace(Registry::of(net.peers[..2].iter().cloned()));
+    }
+    for node in &nodes[..2] {
+        node.until(|roster| roster.node(NodeId(3)).is_none()).await;
+    }
+    nodes[0].sees(&[2], Liveness::Alive).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_place_is_taken_at_once_is_not_missed() {
+    let net = Net::of(3);
+    let all = [1, 2, 3];
+    let (first, second, third) = (net.start(1, &all, 1), net.start(2, &all, 1), net.start(3, &all, 1));
+    first.sees(&[2, 3], Liveness::Alive).await;
+    second.sees(&[1, 3], Liveness::Alive).await;
+    third.sees(&[1, 2], Liveness::Alive).await;
+    let mut roster = first.gossip.follow();
+    roster.mark_unchanged();
+    let down = |roster: &Arc<Roster>| roster.node(NodeId(3)).is_some_and(|heard| heard.liveness == Liveness::Down);
+    third.gossip.stay();
+    third.stop().await;
+    // For as long as it may be silent without being missed; one that says that it goes is down within half of that.
+    let missed = timeout(PROFILE.suspicion * 2 / 3, roster.wait_for(down)).await;
+    assert!(missed.is_err(), "it is taken for dead");
+    // In a life of its own.
+    let again = net.start(3, &all, 1);
+    again.facts.send_modify(|facts| facts.api = "taken over".to_owned());
+    again.sees(&[1, 2], Liveness::Alive).await;
+    let told = |roster: &Roster| {
+        roster.node(NodeId(3)).and_then(|heard| heard.facts.clone()).is_some_and(|facts| facts.api == "taken over")
+    };
+    first.until(told).await;
+    first.sees(&[2, 3], Liveness::Alive).await;
 }

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use super::{FoundingOptions, Identity, JoinError, JoinToken, MeshSockets, Node, NodeOptions, StartError, found, join};
 use crate::clock::SystemClock;
+use crate::clocks::Rules;
 use crate::consensus::{Role, Timing, Transferred};
 use crate::ids::NodeId;
 use crate::leader::{Membership, Retention};
@@ -36,8 +37,10 @@ pub(super) fn options(directory: &Path, name: &str, mesh: &MeshSockets) -> NodeO
             ..NodeFacts::default()
         },
         timing: Timing::Lan,
+        step: None,
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
+        clocks: Rules::default(),
         duties: vec![Arc::new(Retention::default()), Arc::new(RULES)],
         runtime: Handle::current(),
     }

@@ -6,6 +6,8 @@ mod found;
 mod identity;
 mod join;
 mod rebirth;
+mod superseded;
+mod turn;
 
 #[cfg(test)]
 mod mesh_tests;
@@ -31,9 +33,10 @@ pub use join::{JoinError, JoinToken, join};
 pub use rebirth::{RebirthError, Reborn, recover, restore};
 
 use crate::clock::Clock;
+use crate::clocks::{self, ClockService, Clocks, Stamps, measure};
 use crate::consensus::{Consensus, Options, Timing, answer_reads};
 use crate::ids::StoreId;
-use crate::leader::{Duty, lead};
+use crate::leader::{Duty, HandOver, lead};
 use crate::membership::{self, Facts, Gossip, GossipOptions, Profile};
 use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
 use crate::sealing::{HolderKey, Keyring};
@@ -45,6 +48,9 @@ use crate::transport::{
 
 /// How long a node may take to catch up with what it knew before it was restarted.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long starting waits for what time it is on the other nodes.
+const CLOCKS_LIMIT: Duration = Duration::from_millis(250);
 
 /// How often a node gives itself a new certificate.
 const RENEWAL: Duration = Duration::from_secs(24 * 3600);
@@ -100,12 +106,16 @@ pub struct NodeOptions {
     pub directory: PathBuf,
     /// What others are told about it.
     pub facts: NodeFacts,
-    /// How patient it is.
+    /// How patient it is, where the fleet has not set it.
     pub timing: Timing,
+    /// How patient it is for now, while the fleet changes from one timing to another.
+    pub step: Option<Timing>,
     /// How patient its gossip is.
     pub gossip: Profile,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
+    /// How it compares its clock with those of the others.
+    pub clocks: clocks::Rules,
     /// What it does when it leads.
     pub duties: Vec<Arc<dyn Duty>>,
     /// Where the tasks of Raft and of the node itself run. Load elsewhere must not cost a heartbeat.
@@ -164,6 +174,7 @@ pub enum StartError {
 /// A running node that belongs to a fleet.
 pub struct Node {
     consensus: Arc<Consensus>,
+    clocks: Clocks,
     keyring: Keyring,
     identity: Identity,
     channels: Arc<Channels>,
@@ -171,6 +182,8 @@ pub struct Node {
     gate: Gate,
     gossip: Gossip,
     facts: watch::Sender<Facts>,
+    /// Why the fleet needs this node no more.
+    superseded: watch::Receiver<Option<String>>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -217,7 +230,10 @@ impl Node {
         let registered = Arc::new(registered);
         let channels = Arc::new(Channels::new(Arc::clone(&tls), Arc::clone(&registered)));
         let fresh = if identity.met.is_empty() { StoreId::random() } else { fresh_store(&directory, &identity) };
-        let consensus = Arc::new(open_consensus(&options, &identity, fresh, Some(Arc::clone(&channels))).await?);
+        let clocks = Clocks::new(Arc::clone(&options.clock), identity.node, options.clocks);
+        // What it leads is stamped by what the clocks of all voters say.
+        let stamped = NodeOptions { clock: Arc::new(Stamps(clocks.clone())), ..options.clone() };
+        let consensus = Arc::new(open_consensus(&stamped, &identity, fresh, Some(Arc::clone(&channels))).await?);
         // From now on a log that is not there has been lost.
         join::forget(&directory)?;
         let follower = Follower {
@@ -230,7 +246,9 @@ impl Node {
         let keyring = follower.keyring.clone();
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         let from = follower.refresh();
-        let mut services = consensus.services(&Check { registered: Arc::clone(&registered) });
+        let check = Check { registered: Arc::clone(&registered) };
+        let mut services = consensus.services(&check);
+        services.add_service(ClockService::server(clocks.clone(), consensus.timing(), check));
         let (joining, registry) = (identity.clone(), Arc::clone(&registered));
         services.add_service(JoinService::server(Arc::clone(&consensus), keyring.clone(), joining, registry));
         let NodeFacts { api, proxy, mesh: own_mesh, version, .. } = options.facts.clone();
@@ -256,24 +274,56 @@ impl Node {
         tasks.spawn(serve(mesh, router, stop.clone()));
         tasks.spawn(until(stop.clone(), answer_reads(Arc::clone(&consensus))));
         tasks.spawn(until(stop.clone(), follower.follow(from)));
+        let measuring = measure(clocks.clone(), Arc::clone(&consensus), Arc::clone(&channels));
+        tasks.spawn(until(stop.clone(), measuring));
+        let (to_superseded, superseded) = watch::channel(None);
+        let (consensus_asked, later) = (Arc::clone(&consensus), clocks.later_generation());
+        let (generation, data) = (identity.generation, directory.clone());
+        tasks.spawn(until(stop.clone(), async move {
+            let why = superseded::superseded(consensus_asked, later, generation, &data).await;
+            to_superseded.send_replace(Some(why));
+        }));
+        // What is written before would be of the time at which the log ended.
+        clocks.asked(CLOCKS_LIMIT).await;
         let renewal = renew(Arc::clone(&tls), keyring.clone(), identity.clone(), directory.clone());
         tasks.spawn(until(stop.clone(), renewal));
         if let Err(why) = consensus.recovered(RECOVERY_LIMIT).await {
             tracing::warn!(why, "without a quorum this node can not catch up; it answers from the state that it has");
         }
         check_level(&consensus)?;
-        tasks.spawn(lead(Arc::clone(&consensus), options.duties, stop.clone()));
+        let hand_over: Arc<dyn Duty> = Arc::new(HandOver);
+        let duties = options.duties.into_iter().chain([hand_over]).collect();
+        tasks.spawn(lead(Arc::clone(&consensus), clocks.clone(), duties, stop.clone()));
         let report = report(Arc::clone(&consensus), identity.clone(), options.facts);
         tasks.spawn(until(stop.clone(), report));
         tasks.spawn(until(stop.clone(), tell_progress(Arc::clone(&consensus), facts.clone())));
         let askers = Mutex::new(Some(askers));
-        Ok(Self { consensus, keyring, identity, channels, askers, gate, gossip, facts, stop, tasks })
+        Ok(Self {
+            consensus,
+            clocks,
+            keyring,
+            identity,
+            channels,
+            askers,
+            gate,
+            gossip,
+            facts,
+            superseded,
+            stop,
+            tasks,
+        })
     }
 
     /// The replicated log and state.
     #[must_use]
     pub fn consensus(&self) -> &Arc<Consensus> {
         &self.consensus
+    }
+
+    /// The clocks of the fleet.
+    #[must_use]
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
     }
 
     /// The fleet's keys in the hands of this node.
@@ -317,9 +367,52 @@ impl Node {
         self.facts.send_modify(|facts| facts.draining = true);
     }
 
+    /// Waits until it is this node's turn to go by another timing, and returns which. Raft reads it once: the node has to be
+    /// started anew for it, with [`NodeOptions::step`].
+    pub async fn next_timing(&self) -> Timing {
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            let Ok((settings, _)) = self.consensus.local().settings() else { continue };
+            // What nobody has set is left as it is.
+            let Some(wanted) = settings.timing.as_deref().and_then(Timing::parse) else { continue };
+            if wanted == self.consensus.timing() {
+                continue;
+            }
+            let status = self.consensus.status();
+            // While the voters change nobody is to be missing.
+            let [voters] = status.voters.as_slice() else { continue };
+            let sheet = self.clocks.sheet();
+            let timings = sheet.nodes.iter().filter_map(|(node, clock)| Some((*node, clock.timing?))).collect();
+            let fleet = turn::Fleet { own: status.node, leader: status.leader, voters, timings: &timings, wanted };
+            if let Some(step) = fleet.next() {
+                return step;
+            }
+        }
+    }
+
     /// Waits until the node can not go on, and returns why.
     pub async fn failed(&self) -> String {
-        self.consensus.failed().await
+        let mut superseded = self.superseded.clone();
+        let superseded = async {
+            let why = superseded.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+            match why {
+                Some(why) => why,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = self.consensus.failed() => why,
+            why = superseded => why,
+        }
+    }
+
+    /// Like [`Self::shutdown`], for a node whose place another process takes at once: the others are not told that it goes.
+    ///
+    /// # Errors
+    /// When something that was owed could not be written. What was acknowledged is not affected.
+    pub async fn hand_over(self) -> Result<(), StoreError> {
+        self.gossip.stay();
+        self.shutdown().await
     }
 
     /// Stops it and writes everything that is owed. Whoever still holds a part of it gets errors from then on.
@@ -362,10 +455,12 @@ async fn open_consensus(
     if found != expected {
         return Err(StartError::OtherStore { path: options.directory.clone(), expected, found });
     }
+    let (settings, _) = View::new(&opened.tables, &opened.applied).settings()?;
+    let set = settings.timing.as_deref().and_then(Timing::parse);
     let raft = Options {
         node: identity.node,
         process: process_number(),
-        timing: options.timing,
+        timing: options.step.or(set).unwrap_or(options.timing),
         clock: Arc::clone(&options.clock),
         channels,
     };

@@ -16,6 +16,7 @@ use super::{
     StartError, found,
 };
 use crate::clock::{Clock, SystemClock};
+use crate::clocks::Rules;
 use crate::consensus::Timing;
 use crate::ids::{ModelId, NodeId, Office};
 use crate::leader::{Duty, Retention};
@@ -40,8 +41,10 @@ fn options(directory: &Path) -> NodeOptions {
         directory: directory.to_owned(),
         facts: NodeFacts { name: "a node".to_owned(), ..NodeFacts::default() },
         timing: Timing::Lan,
+        step: None,
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
+        clocks: Rules::default(),
         duties: vec![retention],
         runtime: Handle::current(),
     }
@@ -341,7 +344,8 @@ async fn the_leader_removes_a_credential_once_it_has_expired() {
     const HOUR_MS: u64 = 3_600_000;
     let directory = tempfile::tempdir().expect("a directory");
     let clock = Arc::new(SetClock(AtomicU64::new(HOUR_MS)));
-    let options = NodeOptions { clock: Arc::clone(&clock) as Arc<dyn Clock>, ..options(directory.path()) };
+    let clocks = Rules { patience_alone: Duration::from_millis(50), ..Rules::default() };
+    let options = NodeOptions { clock: Arc::clone(&clock) as Arc<dyn Clock>, clocks, ..options(directory.path()) };
     found(options.clone(), FoundingOptions::default()).await.expect("is founded");
     let (node, _) = lead(options, Office(0)).await;
     let create = |hash: u8, hours: u64| {

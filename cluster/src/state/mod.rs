@@ -29,6 +29,7 @@ pub use names::name_key;
 pub use once::{CLIENT_RETENTION_MS, CLIENT_WINDOW, KEY_RETENTION_MS, key_digest};
 pub use published::{Batch, Changes, Lagged, Published};
 pub use retention::SWEEP_LIMIT;
+pub use settings::changed as changed_settings;
 pub use step::{Damaged, Row, Stored};
 pub use tables::{Change, Fingerprint, Mark, Record, RecordKey, TableId, Tables};
 pub use view::View;

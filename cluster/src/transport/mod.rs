@@ -18,7 +18,7 @@ pub use certificates::{Authority, CertificateError, TlsIdentity, ca_hash};
 pub(crate) use channels::connect;
 pub use channels::{Channels, Purpose};
 pub use registry::{Peer, Registered, Registry};
-pub(crate) use route::{Check, Inject};
+pub(crate) use route::{Check, Inject, refused_by_generation};
 pub use server::PeerConnection;
 pub(crate) use server::{Gate, Mesh, serve};
 pub(crate) use tls::join_config;

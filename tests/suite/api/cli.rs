@@ -198,3 +198,64 @@ fn a_command_without_a_node_says_what_to_do() {
     alone.ended_with(1);
     assert!(alone.stderr.contains("is it running?") && alone.stderr.lines().count() == 1, "{alone:?}");
 }
+
+#[test]
+fn settings_are_imported_from_a_file_all_or_none() {
+    let fleet = Fleet::start();
+    let admin = fleet.admin();
+    let settings = || admin.get("/api/settings").expect(200).body;
+    let before = settings();
+    let file = fleet.home.path().join("fleet.toml");
+    let path = file.to_str().expect("a plain path");
+    let import = |content: &str, more: &[&str]| {
+        std::fs::write(&file, content).expect("a file");
+        local(&fleet, &[&["config", "import", path], more].concat())
+    };
+    let content = "default_port = 9000\ngateway_timeout_seconds = 600\ntiming = \"far\"\n";
+    let change = |setting: &str, after: Value| json!({"setting": setting, "before": before[setting], "after": after});
+    let changed = json!([change("default_port", json!(9000)), change("timing", json!("far"))]);
+
+    let checked = import(content, &["--check", "-o", "json"]);
+    assert_eq!(checked.json(), changed);
+    assert!(checked.stderr.contains("2 of 3 settings would change"), "{checked:?}");
+    assert_eq!(settings(), before, "nothing has changed");
+
+    for (content, said) in [
+        ("default_port = 9000\n\ndefault_prot = 1\n", "line 3: there is no setting default_prot"),
+        ("default_port = 9000\ntiming = \n", "line 2"),
+        ("default_port = 9000\nexpiry_warning_minutes = 0\n", "expiry_warning_minutes"),
+        ("# nothing\n", "names no setting"),
+    ] {
+        for more in [&[][..], &["--check"]] {
+            let refused = import(content, more);
+            assert!(refused.ended_with(1).stderr.contains(said), "{refused:?}");
+        }
+    }
+    assert_eq!(settings(), before, "all or none");
+    local(&fleet, &["config", "import", "/nowhere/fleet.toml"]).ended_with(3);
+
+    let imported = import(content, &[]);
+    let rows = table(&imported);
+    assert_eq!(rows[0], ["SETTING", "BEFORE", "AFTER"]);
+    assert_eq!(rows[1..], [vec!["default_port", "8001", "9000"], vec!["timing", "mesh", "far"]]);
+    let after = settings();
+    assert_eq!((&after["default_port"], &after["timing"]), (&json!(9000), &json!("far")));
+    assert_eq!(import(content, &["-o", "json"]).json(), json!([]), "nothing more to change");
+    // Whoever may not change settings is told so.
+    let viewer = fleet.credential("viewer").1;
+    let mut command = fleet.home.command(["config", "import", path, "--endpoint"]);
+    let refused = outcome(command.arg(format!("http://{}", fleet.address())).args(["--token", &viewer]));
+    refused.ended_with(4);
+}
+
+#[test]
+fn a_fleet_that_starts_again_has_the_timing_that_was_set() {
+    let mut fleet = Fleet::start();
+    let _ = fleet.admin().put("/api/settings", &json!({"timing": "lan"})).expect(200);
+    let cluster = |fleet: &Fleet| fleet.admin().get("/api/cluster").expect(200).body;
+    assert_eq!(cluster(&fleet)["timings"]["setting"], "lan");
+    assert_eq!(fleet.stop().code(), Some(0));
+    fleet.restart();
+    assert_eq!(cluster(&fleet)["timing"], "lan");
+    assert_eq!(cluster(&fleet)["timings"]["suggested"], Value::Null, "there is nobody to measure");
+}

@@ -29,6 +29,7 @@ fn defaults() -> Value {
         "deployments_sync_interval_seconds": 5,
         "expiry_check_interval_seconds": 30,
         "node_failure_threshold": 3,
+        "timing": "mesh",
         "deployment_failure_threshold": 3
     })
 }
@@ -40,7 +41,7 @@ fn read(api: &Api) -> Value {
 /// E-179 E-184 E-186 E-189 E-192 E-194 E-197 E-200 E-202 E-204 E-207 E-209 E-212 E-215 E-218 E-220 E-223 E-226 E-229
 /// E-232 E-235
 #[test]
-fn a_new_fleet_has_the_defaults_of_all_twenty() {
+fn a_new_fleet_has_the_defaults_of_all() {
     let fleet = Fleet::start();
     assert_eq!(read(&fleet.admin()), defaults());
     assert_eq!(fleet.admin().get("/api/settings/").expect(200).body, defaults());
