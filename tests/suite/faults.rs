@@ -6,6 +6,8 @@ mod behind;
 mod clocks;
 #[path = "faults/damage.rs"]
 mod damage;
+#[path = "faults/load.rs"]
+mod load;
 #[path = "faults/members.rs"]
 mod members;
 #[path = "faults/power.rs"]

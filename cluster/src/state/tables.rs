@@ -56,7 +56,7 @@ pub struct Tables {
     records: OrdMap<RecordKey, Record>,
     fingerprint: Fingerprint,
     changes: Vec<Change>,
-    /// What stood where something was changed since the last mark, in order. A copy of the tables to go back to would do
+    /// What stood where something was changed since the last mark or taking of changes, in order. A copy of the tables to go back to would do
     /// too, but while there is one every write has to copy what it touches.
     before: Vec<(RecordKey, Option<Record>)>,
     side: OrdMap<Bytes, Record>,
@@ -214,6 +214,7 @@ impl Tables {
 
     /// What was written since the last call, in order.
     pub fn take_changes(&mut self) -> Vec<Change> {
+        self.before.clear();
         std::mem::take(&mut self.changes)
     }
 }

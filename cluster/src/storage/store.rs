@@ -83,6 +83,14 @@ pub trait Store: Send + Sync + 'static {
     /// When the disk did not confirm it. Nothing is known then about what was written since the last success.
     fn sync(&self) -> Result<(), StoreError>;
 
+    /// Does a part of what may be done at any time and need not be done for anybody who waits.
+    ///
+    /// # Errors
+    /// When the database failed.
+    fn tidy(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// The value of a key.
     ///
     /// # Errors
@@ -90,7 +98,7 @@ pub trait Store: Send + Sync + 'static {
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Visits the pairs from key `from`, inclusive, in order, until the visitor breaks. It is not a snapshot: a batch
-    /// applied meanwhile may be seen in part.
+    /// applied meanwhile may be seen in part. The visitor may [`get`](Self::get), and do nothing else with the store.
     ///
     /// # Errors
     /// When a value is damaged, the database failed, or the visitor did.

@@ -112,6 +112,10 @@ impl Store for FaultyStore {
         self.inner.sync()
     }
 
+    fn tidy(&self) -> Result<(), StoreError> {
+        self.inner.tidy()
+    }
+
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.inner.get(tree, key)
     }

@@ -1,13 +1,17 @@
 //! One file of the journal: what lies in it, and what of that may be believed.
 //!
 //! ```text
-//! sector 0, 1   head of the epoch, in turn: magic, version, epoch, salt, checksum
+//! sector 0, 1   head of the epoch, in turn: magic, frames of the epoch before, epoch, salt, checksum
 //! sector 2 ..   frames, each beginning at a sector: magic, sequence, length, checksum, writes
 //! ```
 //!
 //! The file has its full length, in zeros, before it is used: a write into it changes no metadata, so that a barrier costs
 //! the disk one write. A frame is written only once the one before is durable. Therefore a frame that does not fit its
-//! checksum ends what was acknowledged, unless one of the same epoch follows it: then it was whole once, and is damaged.
+//! checksum ends what was acknowledged, unless one of the same epoch follows it, or the next epoch has begun, whose head says
+//! how many there were: then it was whole once, and is damaged.
+//!
+//! A sector is taken to be written whole or not at all, and to leave its neighbours alone. Where that is not so, a frame may
+//! take the one before it along, which the floor file notices if it is older than about a second.
 
 use std::fs::File;
 use std::io;
@@ -41,6 +45,8 @@ pub(super) struct Epoch {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) epoch: Epoch,
+    /// How many frames the epoch before has, in the other file.
+    pub(super) before: u64,
     /// The writes of each frame, in order.
     pub(super) frames: Vec<Vec<u8>>,
     /// Where the next frame goes.
@@ -66,10 +72,10 @@ impl Epoch {
     }
 
     /// Writes the head. The barrier of the first frame makes it durable: without it there is no frame to be found.
-    pub(super) fn begin(self, file: &File) -> io::Result<()> {
+    pub(super) fn begin(self, file: &File, frames_before: u32) -> io::Result<()> {
         let mut head = Vec::with_capacity(SECTOR);
         head.extend_from_slice(HEAD_MAGIC);
-        head.extend_from_slice(&[0; 8]);
+        head.extend_from_slice(&u64::from(frames_before).to_le_bytes());
         head.extend_from_slice(&self.number.to_le_bytes());
         head.extend_from_slice(&self.salt.to_le_bytes());
         head.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
@@ -133,13 +139,13 @@ pub(super) fn read(file: &File, noted: u64) -> Result<Option<Found>, Unreadable>
     }
     let mut content = vec![0; FILE_BYTES];
     file.read_exact_at(&mut content, 0).map_err(Unreadable::Io)?;
-    let mut newest: Option<Epoch> = None;
+    let mut newest: Option<(Epoch, u64)> = None;
     for offset in [0, SECTOR] {
-        if let Some(epoch) = head(&content[offset..offset + SECTOR]).map_err(Unreadable::Damaged)? {
-            newest = newest.filter(|other| other.number > epoch.number).or(Some(epoch));
+        if let Some(head) = head(&content[offset..offset + SECTOR]).map_err(Unreadable::Damaged)? {
+            newest = newest.filter(|(other, _)| other.number > head.0.number).or(Some(head));
         }
     }
-    let Some(epoch) = newest.filter(|epoch| epoch.number > noted) else { return Ok(None) };
+    let Some((epoch, before)) = newest.filter(|(epoch, _)| epoch.number > noted) else { return Ok(None) };
     let (mut frames, mut end) = (Vec::new(), FRAMES);
     while let Some((sequence, writes)) = epoch.frame(&content, end) {
         if sequence as usize != frames.len() {
@@ -152,10 +158,11 @@ pub(super) fn read(file: &File, noted: u64) -> Result<Option<Found>, Unreadable>
     if let Some((sequence, _)) = later {
         return Err(Unreadable::Damaged(format!("frame {} is broken, and frame {sequence} is not", frames.len())));
     }
-    Ok(Some(Found { epoch, frames, end }))
+    Ok(Some(Found { epoch, before, frames, end }))
 }
 
-fn head(sector: &[u8]) -> Result<Option<Epoch>, String> {
+/// The epoch that a head begins, and how many frames the one before has.
+fn head(sector: &[u8]) -> Result<Option<(Epoch, u64)>, String> {
     if sector.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
@@ -163,5 +170,6 @@ fn head(sector: &[u8]) -> Result<Option<Epoch>, String> {
     if covered[..8] != *HEAD_MAGIC || crc32fast::hash(covered) != number(rest, 0) {
         return Err("its head does not fit its checksum".to_owned());
     }
-    Ok(Some(Epoch { number: long_number(covered, 16), salt: long_number(covered, 24) }))
+    let epoch = Epoch { number: long_number(covered, 16), salt: long_number(covered, 24) };
+    Ok(Some((epoch, long_number(covered, 8))))
 }

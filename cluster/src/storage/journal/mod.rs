@@ -8,8 +8,8 @@
 //! write --> newer (memory) + frame        sync --> frame into one of two files, fdatasync
 //!             | the file is full: the other one begins, with the next epoch
 //!             v
-//!           older (memory)  --> a slice of it into the database after each sync; when all of it is durable there,
-//!                               the database notes the epoch, and the file may be filled again
+//!           older (memory)  --> a slice of it into the database whenever there is time (tidy); when all of it is durable
+//!                               there, the database notes the epoch, and the file may be filled again
 //! ```
 //!
 //! Opening reads the epochs that the database has not noted back into memory, and writes nothing. What the database holds
@@ -29,10 +29,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use self::file::{Epoch, FILE_BYTES, FRAME_HEAD, FRAMES, Found, Unreadable, room};
 use super::error::StoreError;
-use super::files::{sibling, sync_directory};
+use super::files::{exists, sibling, sync_directory};
 use super::store::{Batch, Store, Tree, Visitor};
 
-/// How many keys go to the database after a sync at most.
+/// How many keys go to the database at a time.
 const SLICE: usize = 512;
 
 /// What stands for the length of a value that is removed.
@@ -171,28 +171,22 @@ impl Journaled {
             frame: vec![0; FRAME_HEAD],
             older: None,
         };
-        if let Some(noted) = noted {
-            let files = [open_file(&path(directory, 0))?, open_file(&path(directory, 1))?];
-            let mut epochs = Vec::new();
-            for (number, file) in files.iter().enumerate() {
-                epochs.extend(file::read(file, noted).map_err(|why| unreadable(&path(directory, number), why))?);
+        match noted {
+            None => unused(directory)?,
+            Some(noted) => {
+                let (files, mut epochs) = read_files(directory, noted)?;
+                if let Some(last) = epochs.pop() {
+                    journal.epoch = last.epoch;
+                    journal.at = last.end;
+                    journal.sequence = last.frames.len() as u32;
+                    replay(&last, trees, &mut pending.newer).map_err(|why| damaged(directory, why))?;
+                }
+                if let Some(older) = epochs.pop() {
+                    replay(&older, trees, &mut pending.older).map_err(|why| damaged(directory, why))?;
+                    journal.older = Some(older.epoch.number);
+                }
+                journal.files = Some(files);
             }
-            epochs.sort_by_key(|found| found.epoch.number);
-            if epochs.iter().zip(noted + 1..).any(|(found, expected)| found.epoch.number != expected) {
-                let what = directory.display().to_string();
-                return Err(StoreError::Damaged { what, why: "the database is older than its journal".to_owned() });
-            }
-            if let Some(last) = epochs.pop() {
-                journal.epoch = last.epoch;
-                journal.at = last.end;
-                journal.sequence = last.frames.len() as u32;
-                replay(&last, trees, &mut pending.newer).map_err(|why| damaged(directory, why))?;
-            }
-            if let Some(older) = epochs.pop() {
-                replay(&older, trees, &mut pending.older).map_err(|why| damaged(directory, why))?;
-                journal.older = Some(older.epoch.number);
-            }
-            journal.files = Some(files);
         }
         Ok(Self {
             inner,
@@ -260,7 +254,7 @@ impl Journaled {
         }
         let epoch = Epoch { number: journal.epoch.number + 1, salt: rand::random() };
         let file = journal.files.as_ref().map(|files| &files[epoch.file()]).ok_or(StoreError::Closed)?;
-        epoch.begin(file).map_err(|e| self.io("beginning", epoch, e))?;
+        epoch.begin(file, journal.sequence).map_err(|e| self.io("beginning", epoch, e))?;
         (journal.epoch, journal.at, journal.sequence) = (epoch, FRAMES, 0);
         Ok(())
     }
@@ -268,6 +262,10 @@ impl Journaled {
     /// Moves a part of what is older to the database.
     fn drain(&self, journal: &mut Journal, wait_for_scans: bool) -> Result<(), StoreError> {
         let Some(epoch) = journal.older else { return Ok(()) };
+        if journal.at == FRAMES {
+            // What is older may hold what the first frame of this epoch will: it is not durable yet.
+            return Ok(());
+        }
         let moving = match wait_for_scans {
             true => Some(self.moving.write().unwrap_or_else(PoisonError::into_inner)),
             false => self.moving.try_write().ok(),
@@ -281,6 +279,7 @@ impl Journaled {
             self.inner.write(batch)?;
             self.pending().older.drop_first(tree, count);
         }
+        drop(moving);
         if self.pending().older.is_empty() {
             // In two steps: the note must not be durable before what it speaks of.
             self.inner.sync()?;
@@ -303,6 +302,7 @@ impl Store for Journaled {
             let before = journal.frame.len();
             for (tree, key, value) in &batch.writes {
                 let Some(number) = self.trees.iter().position(|known| known == tree) else {
+                    journal.frame.truncate(before);
                     let why = format!("there is no tree {}", tree.0);
                     return Err(StoreError::OutOfOrder { what: "a write", why });
                 };
@@ -338,8 +338,12 @@ impl Store for Journaled {
                 journal.sequence += 1;
                 journal.frame.truncate(FRAME_HEAD);
             }
-            self.drain(journal, false)
+            Ok(())
         })
+    }
+
+    fn tidy(&self) -> Result<(), StoreError> {
+        self.guarded(|| self.drain(&mut self.journal(), false))
     }
 
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -381,7 +385,8 @@ impl Store for Journaled {
 }
 
 impl Journaled {
-    /// Visits what is only in memory, within these bounds. The visitor may ask this store, so nothing is held meanwhile.
+    /// Visits what is only in memory, within these bounds. The visitor may get other keys, so nothing that a get needs is held
+    /// meanwhile.
     fn visit_pending(
         &self,
         tree: Tree,
@@ -405,6 +410,45 @@ impl Journaled {
             *after = Bound::Excluded(key);
         }
     }
+}
+
+/// Whether there is no journal, or one that was made and not used before the database noted that there is one.
+fn unused(directory: &Path) -> Result<(), StoreError> {
+    for number in 0..2 {
+        let path = path(directory, number);
+        if exists(&path)? && file::read(&open_file(&path)?, 0).map_err(|why| unreadable(&path, why))?.is_some() {
+            return Err(damaged(directory, "the database knows nothing of it".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// The files, and the epochs in them that the database has not noted, at most two and in order.
+fn read_files(directory: &Path, noted: u64) -> Result<([File; 2], Vec<Found>), StoreError> {
+    let files = [open_file(&path(directory, 0))?, open_file(&path(directory, 1))?];
+    let mut epochs = Vec::new();
+    for (number, file) in files.iter().enumerate() {
+        let path = path(directory, number);
+        // What was read need not be durable yet, and from now on is relied on: a process that died between a write and its
+        // barrier leaves a frame that a loss of power may still take away.
+        file.sync_data().map_err(|e| StoreError::io(format!("syncing {} before reading it", path.display()), e))?;
+        epochs.extend(file::read(file, noted).map_err(|why| unreadable(&path, why))?);
+    }
+    epochs.sort_by_key(|found| found.epoch.number);
+    if epochs.iter().zip(noted + 1..).any(|(found, expected)| found.epoch.number != expected) {
+        return Err(damaged(directory, "the database is older than its journal".to_owned()));
+    }
+    // An epoch is noted only once the next one has a frame.
+    if noted > 0 && epochs.first().is_none_or(|next| next.frames.is_empty()) {
+        return Err(damaged(directory, "the database is newer than its journal".to_owned()));
+    }
+    if let [older, newer] = epochs.as_slice()
+        && older.frames.len() as u64 != newer.before
+    {
+        let why = format!("epoch {} has {} frames of {}", older.epoch.number, older.frames.len(), newer.before);
+        return Err(damaged(directory, why));
+    }
+    Ok((files, epochs))
 }
 
 fn encode(frame: &mut Vec<u8>, tree: usize, key: &[u8], value: Option<&[u8]>) {

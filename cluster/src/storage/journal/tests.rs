@@ -44,7 +44,7 @@ fn put(store: &dyn Store, key: &str, value: &[u8]) {
 
 fn put_durably(store: &dyn Store, key: &str, value: &[u8]) {
     put(store, key, value);
-    store.sync().expect("syncs");
+    store.sync().and_then(|()| store.tidy()).expect("syncs");
 }
 
 fn get(store: &dyn Store, key: &str) -> Option<Vec<u8>> {
@@ -100,6 +100,9 @@ fn it_is_a_map_whatever_is_written_and_however_often_it_is_opened() {
         let epoch = store.journal().epoch.number;
         store.write(batch).expect("writes");
         store.sync().expect("syncs");
+        if random.random_bool(0.8) {
+            store.tidy().expect("tidies");
+        }
         turns += u64::from(store.journal().epoch.number > epoch);
         if random.random_bool(0.02) {
             drop(store);
@@ -257,7 +260,7 @@ fn an_error_of_the_database_is_final_and_loses_nothing() {
     let mut written = 0_u32;
     let error = loop {
         put(&store, &format!("{written}"), &[1; 16_000]);
-        match store.sync() {
+        match store.sync().and_then(|()| store.tidy()) {
             Ok(()) => written += 1,
             Err(error) => break error,
         }
@@ -270,6 +273,69 @@ fn an_error_of_the_database_is_final_and_loses_nothing() {
     assert!(written > 100);
     assert_eq!(get(&store, "first").as_deref(), Some(&b"1"[..]));
     assert!((0..written).all(|number| get(&store, &number.to_string()).is_some()));
+}
+
+/// Fills epochs until this one has begun, and the one before is not in the database yet.
+fn fill(directory: &TempDir, epoch: u64) {
+    let store = open(directory);
+    while store.journal().epoch.number < epoch {
+        put(&store, "key", &[1; 16_000]);
+        store.sync().expect("syncs");
+    }
+    assert_eq!(store.journal().older, Some(epoch - 1));
+}
+
+#[test]
+fn the_end_of_an_epoch_is_missed_once_the_next_one_has_begun() {
+    let directory = directory();
+    fill(&directory, 4);
+    let file = raw(&directory, 1);
+    let mut content = vec![0; FILE_BYTES];
+    file.read_exact_at(&mut content, 0).expect("reads");
+    let last = (FRAMES..FILE_BYTES).step_by(SECTOR).rfind(|at| content[*at..].starts_with(b"MJF1")).expect("a frame");
+    file.write_all_at(&[0; SECTOR], last as u64).expect("is gone");
+    let why = why(try_open(&directory));
+    assert!(why.contains("epoch 3 has") && why.contains("frames of"), "{why}");
+}
+
+#[test]
+fn a_journal_that_lost_what_the_database_counts_on_is_refused() {
+    let directory = directory();
+    fill(&directory, 4);
+    let store = open(&directory);
+    while store.journal().older.is_some() {
+        store.tidy().expect("tidies");
+    }
+    drop(store);
+    // The head of the newest epoch, and with it every frame of it.
+    raw(&directory, 0).write_all_at(&[0; FRAMES], 0).expect("is gone");
+    assert!(why(try_open(&directory)).contains("newer than its journal"));
+}
+
+#[test]
+fn a_journal_of_which_the_database_knows_nothing_is_refused() {
+    let directory = directory();
+    fill(&directory, 2);
+    let plain = sled(&directory);
+    let mut batch = Batch::default();
+    batch.remove(META, *b"journal");
+    plain.write(batch).and_then(|()| plain.sync()).expect("forgets");
+    drop(plain);
+    assert!(why(try_open(&directory)).contains("knows nothing of it"));
+}
+
+#[test]
+fn a_batch_for_an_unknown_tree_is_refused_whole() {
+    let directory = directory();
+    let store = open(&directory);
+    let mut batch = Batch::default();
+    batch.put(A, *b"known", *b"tree");
+    batch.put(Tree("other"), *b"unknown", *b"tree");
+    assert!(matches!(store.write(batch), Err(StoreError::OutOfOrder { .. })));
+    put_durably(&store, "next", b"one");
+    drop(store);
+    let found = all(&open(&directory), A, b"");
+    assert_eq!(found.len(), 1, "{found:?}");
 }
 
 #[test]

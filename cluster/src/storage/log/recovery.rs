@@ -121,7 +121,8 @@ pub(super) fn identify(store: &dyn Store, fresh: StoreId) -> Result<StoreId, Sto
     Ok(fresh)
 }
 
-/// Writes, syncs and reads on the real disk, and returns how long the sync took.
+/// Writes and syncs on the real disk, reads what was written from memory, and returns how long the sync took. What opening has
+/// read was read from the disk.
 pub(super) fn self_test(store: &dyn Store) -> Result<Duration, StoreError> {
     const SLOW: Duration = Duration::from_millis(10);
     const WORDS: &[u8] = b"written, synced, read";

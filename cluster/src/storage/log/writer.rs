@@ -393,8 +393,9 @@ impl Writer {
         self.follow_up()
     }
 
-    /// What is due once in a while: the floor file and the committed position.
+    /// What nobody waits for; and, once in a while, the floor file and the committed position.
     fn follow_up(&mut self) -> Result<(), StoreError> {
+        self.store.tidy()?;
         if self.floor_written.elapsed() < FLOOR_PERIOD {
             return Ok(());
         }
