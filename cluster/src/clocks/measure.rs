@@ -124,6 +124,8 @@ pub(crate) async fn measure(clocks: Clocks, consensus: Arc<Consensus>, channels:
     let mut kept: BTreeMap<NodeId, Kept> = BTreeMap::new();
     let mut readings: BTreeMap<NodeId, Reading> = BTreeMap::new();
     let mut undecided = Undecided::default();
+    // It is asked for once only, when the node starts.
+    let _ = clocks.inner.consensus.set(Arc::downgrade(&consensus));
     loop {
         let own = clocks.inner.own;
         // The nodes of the fleet bound what is kept.
@@ -158,7 +160,7 @@ pub(crate) async fn measure(clocks: Clocks, consensus: Arc<Consensus>, channels:
         kept.entry(own).or_default().timing = Some(consensus.timing());
         kept.retain(|node, _| *node == own || nodes.contains(node));
         readings.retain(|node, _| nodes.contains(node));
-        let voters: BTreeSet<_> = consensus.status().voters.into_iter().flatten().collect();
+        let voters = consensus.voters();
         let (own_ms, now) = (signed(clocks.own_ms()), Instant::now());
         let seen = Seen { own, own_ms, now, voters: &voters, readings: &readings };
         let agreement = seen.agreement();

@@ -9,7 +9,7 @@ mod judge;
 mod measure;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,7 +22,7 @@ pub use measure::RoundTrips;
 pub(crate) use measure::{ClockService, measure};
 
 use crate::clock::Clock;
-use crate::consensus::Timing;
+use crate::consensus::{Consensus, Timing};
 use crate::ids::{LogTime, NodeId};
 
 /// How clocks are compared.
@@ -82,6 +82,9 @@ struct Inner {
     own: NodeId,
     rules: Rules,
     sheet: ArcSwap<Sheet>,
+    /// Knows who votes this very moment: a node that has just been joined by other voters must not take its own clock for that of
+    /// all of them until it looks again. It owns these clocks, so that they must not own it.
+    consensus: OnceLock<Weak<Consensus>>,
     /// Whether everybody has been asked once.
     asked: watch::Sender<bool>,
     /// The node that is of the latest generation of the fleet, if one that was asked is of a later one than this.
@@ -105,6 +108,7 @@ impl Clocks {
                 own,
                 rules,
                 sheet,
+                consensus: OnceLock::new(),
                 asked: watch::Sender::new(false),
                 later: watch::Sender::new(None),
             }),
@@ -176,7 +180,9 @@ impl Clocks {
     fn with_seen<T>(&self, ask: impl FnOnce(&Seen<'_>, &Sheet) -> T) -> T {
         let sheet = self.inner.sheet.load();
         let Inner { own, .. } = *self.inner;
-        let (voters, readings) = (&sheet.voters, &sheet.readings);
+        let consensus = self.inner.consensus.get().and_then(Weak::upgrade);
+        let voters = consensus.map(|consensus| consensus.voters());
+        let (voters, readings) = (voters.as_ref().unwrap_or(&sheet.voters), &sheet.readings);
         let seen = Seen { own, own_ms: signed(self.own_ms()), now: Instant::now(), voters, readings };
         ask(&seen, &sheet)
     }

@@ -473,6 +473,12 @@ impl Consensus {
         self.raft.trigger().transfer_leader(to).await.map_err(|error| error.to_string())
     }
 
+    /// Who votes; while that changes, before and after the change.
+    #[must_use]
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        self.raft.metrics().borrow_watched().membership_config.membership().voter_ids().collect()
+    }
+
     /// Where this node stands.
     #[must_use]
     pub fn status(&self) -> Status {
