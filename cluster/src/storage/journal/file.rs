@@ -105,7 +105,7 @@ impl Epoch {
     }
 
     /// The frame at this place, if it is whole: its sequence and its writes.
-    fn frame<'a>(self, content: &'a [u8], at: usize) -> Option<(u32, &'a [u8])> {
+    fn frame(self, content: &[u8], at: usize) -> Option<(u32, &[u8])> {
         let head = content.get(at..at + FRAME_HEAD)?;
         if &head[0..4] != FRAME_MAGIC {
             return None;
