@@ -33,6 +33,25 @@ fn record(directory: &Path, trace: &Path, seed: u64) {
     assert!(process.wait(PATIENCE).success(), "the last run ends well");
 }
 
+/// Moments soon after a start. What a process finds need not be safe when the one before was killed before a barrier.
+fn after_starts(steps: &[Step], random: &mut SmallRng) -> Vec<usize> {
+    let starts = steps.iter().enumerate().filter_map(|(at, step)| match &step.event {
+        Event::Open { path, .. } if path.ends_with("data/lock") => Some(at),
+        _ => None,
+    });
+    let starts: Vec<_> = starts.skip(1).collect();
+    let moments = starts.iter().flat_map(|start| {
+        let syncs = (*start..steps.len()).filter(|at| matches!(steps[*at].event, Event::Sync(..)));
+        // A barrier is recorded when it has ended: right before, what it is to make safe is written, and is not.
+        syncs.take(20).collect::<Vec<_>>()
+    });
+    let mut moments: Vec<_> = moments.collect();
+    while moments.len() > 8 {
+        moments.swap_remove(random.random_range(0..moments.len()));
+    }
+    moments
+}
+
 /// Cuts the recording at many moments and opens what is left; returns how many images there were.
 fn replay(root: &Path, steps: &[Step], number: usize, seed: u64) -> usize {
     let mut random = SmallRng::seed_from_u64(seed);
@@ -41,7 +60,11 @@ fn replay(root: &Path, steps: &[Step], number: usize, seed: u64) -> usize {
     let mut at = 0;
     let mut images = 0;
     let mut broken = Vec::new();
-    for cut in cuts(steps, number, &mut random) {
+    let mut moments = cuts(steps, number, &mut random);
+    moments.extend(after_starts(steps, &mut random));
+    moments.sort_unstable();
+    moments.dedup();
+    for cut in moments {
         while at < cut {
             disk.advance(&steps[at]);
             if let Event::Ack(lines) = &steps[at].event {

@@ -261,15 +261,23 @@ async fn a_damaged_log_is_refused_or_whole_wherever_the_damage_is() {
     node.history.forgive_an_older_purge_point();
     let whole = node.directory.path().join("whole");
     copy(&node.data(), &whole);
-    let image = fs::read(whole.join("raft/db")).expect("reads");
+    // Where a file is in use; most of a fresh segment, and of a journal, is padding.
+    let files: Vec<_> = ["raft/db", "raft/journal-0", "raft/journal-1"]
+        .into_iter()
+        .filter_map(|file| {
+            let image = fs::read(whole.join(file)).expect("reads");
+            let used = image.iter().rposition(|byte| *byte != 0)?;
+            Some((file, image, used))
+        })
+        .collect();
+    assert!(files.len() > 1, "nothing lies in the journal");
     let (mut refused, mut sound) = (0, 0);
-    // Where the file is in use; most of a fresh segment is padding.
-    let used = image.iter().rposition(|byte| *byte != 0).expect("not empty");
     let (seed, turns) = (number("SEED_DAMAGE", 11), number("RUNS_DAMAGE", 120));
     for turn in seed..seed + turns {
         let mut random = SmallRng::seed_from_u64(turn);
         replace(&whole, &node.data());
-        let mut damaged = image.clone();
+        let (file, image, used) = &files[turn as usize / 3 % files.len()];
+        let (mut damaged, used) = (image.clone(), *used);
         match turn % 3 {
             0 => damaged[random.random_range(0..=used)] ^= 1 << random.random_range(0..8),
             1 => damaged.truncate(random.random_range(0..=used)),
@@ -279,13 +287,13 @@ async fn a_damaged_log_is_refused_or_whole_wherever_the_damage_is() {
                 damaged[from..to].fill(0);
             }
         }
-        fs::write(node.data().join("raft/db"), &damaged).expect("writes");
+        fs::write(node.data().join(file), &damaged).expect("writes");
         match NodeStorage::open(&node.data(), &options()) {
             Err(OpenError::Unusable { .. }) => refused += 1,
-            Err(other) => panic!("turn {turn}: refused for another reason: {other}"),
+            Err(other) => panic!("turn {turn}: {file} refused for another reason: {other}"),
             Ok(storage) => {
                 drop(storage);
-                node.check().unwrap_or_else(|why| panic!("turn {turn}: served although {why}"));
+                node.check().unwrap_or_else(|why| panic!("turn {turn}: {file} served although {why}"));
                 sound += 1;
             }
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use muster_tests::api::{Api, try_send};
+use muster_tests::api::{Api, send, try_send};
 use muster_tests::fleet::{Home, Node, Outcome, PATIENCE, outcome};
 use muster_tests::groups::Need;
 use muster_tests::process::{binary, wait_for};
@@ -213,6 +213,7 @@ fn usual_ports() -> File {
     file
 }
 
+/// D-004
 #[test]
 fn the_api_and_the_proxy_are_on_loopback_as_well_and_a_successor_inherits_them() {
     let _ports = usual_ports();
@@ -232,6 +233,11 @@ fn the_api_and_the_proxy_are_on_loopback_as_well_and_a_successor_inherits_them()
             assert_eq!(nodes.body[0]["ip_address"], own.to_string(), "{nodes}");
             assert_eq!(proxy.get("/models").status, 401, "the proxy's paths have no /v1");
             assert_eq!(proxy.get("/api/nodes").status, 404, "the proxy is at the models alone");
+            // Whoever resolves a machine's name in the tailnet asks by it.
+            for name in ["gpu1:4000", "gpu1.tail1234.ts.net:4000"] {
+                let health = send(proxy.request("GET", "/health").header("host", name)).expect(200);
+                assert_eq!(health.body["status"], "healthy", "{health}");
+            }
         }
     };
     all_answer();
