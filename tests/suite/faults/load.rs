@@ -41,7 +41,7 @@ fn a_machine_at_full_load_elects_nobody_at_the_shortest_timing() {
         })
         .collect();
 
-    let (stop, written, slowest) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (stop, [written, refused, slowest]) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 3]);
     let cores = available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         let _stop = Stop(&stop);
@@ -53,7 +53,8 @@ fn a_machine_at_full_load_elects_nobody_at_the_shortest_timing() {
             });
         }
         for (writer, object) in objects.iter().enumerate() {
-            let (api, stop, written, slowest) = (mesh.api(writer % 3), &stop, &written, &slowest);
+            let (api, stop) = (mesh.api(writer % 3), &stop);
+            let (written, refused, slowest) = (&written, &refused, &slowest);
             let path = format!("/api/models/{}", object.as_str().expect("an id"));
             scope.spawn(move || {
                 let mut count = 0_u64;
@@ -61,9 +62,11 @@ fn a_machine_at_full_load_elects_nobody_at_the_shortest_timing() {
                     count += 1;
                     let begun = Instant::now();
                     let request = api.request("PATCH", &path).json(&json!({"description": format!("{count}")}));
+                    // Where nothing else has a turn either, a caller may be told to come again.
                     let answer = try_send(request).expect("an answer");
-                    assert_eq!(answer.status, 200, "{answer}");
-                    written.fetch_add(1, Ordering::Relaxed);
+                    assert!([200, 503, 504].contains(&answer.status), "{answer}");
+                    let counter = if answer.status == 200 { written } else { refused };
+                    counter.fetch_add(1, Ordering::Relaxed);
                     slowest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
                 }
             });
