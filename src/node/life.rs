@@ -252,7 +252,7 @@ impl Life {
         match transferred {
             Transferred::NotLeader => {}
             Transferred::To(leader) => tracing::info!(%leader, "another node leads"),
-            Transferred::Nobody => tracing::info!("no other node could lead"),
+            Transferred::Nobody(why) => tracing::info!(%why, "no other node could lead"),
             Transferred::Late => return Err("no other node has become the leader".to_owned()),
         }
         Ok(())
