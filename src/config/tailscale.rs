@@ -32,7 +32,9 @@ pub fn remember(directory: &Path, address: Option<IpAddr>) -> std::io::Result<()
     let file: PathBuf = directory.join(FILE);
     match address {
         Some(address) if remembered(directory) == Some(address) => Ok(()),
-        Some(address) => std::fs::write(file, format!("{address}\n")),
+        // Whole or not at all: what can not be read is taken for none.
+        Some(address) => muster_cluster::storage::write_private(&file, format!("{address}\n").as_bytes())
+            .map_err(std::io::Error::from),
         None => match std::fs::remove_file(file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),

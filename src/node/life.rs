@@ -25,6 +25,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long another node may take to become the leader: one that is told to, or one that notices that there is none.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long another node may take to become the leader in the place of one that stops.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
 /// How long a successor looks for the leader before it serves without one.
 const LEADER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -50,6 +53,8 @@ pub struct Life {
     pub desk: Desk,
     pub phase: watch::Sender<Phase>,
     pub stop: CancellationToken,
+    /// Whether there are other processes that could lead when this one stops.
+    pub leaves_others: bool,
     /// How long answers that have begun may take after a handover.
     pub drain: Duration,
     /// Clients of before a handover that failed.
@@ -240,8 +245,17 @@ impl Life {
     /// Stops everything.
     async fn end(&mut self, node: Node, reception: Reception, outcome: Result<(), Failure>) -> End {
         let why = outcome.as_ref().err().map_or_else(|| "it is stopping".to_owned(), ToString::to_string);
+        let orderly = outcome.is_ok() && self.leaves_others;
+        let deadline = Instant::now() + STOP_LIMIT;
+        // Clients are served meanwhile: what they ask for goes on to the new leader.
+        let settled = !orderly || pass_on_lead(&node, STOP_LIMIT).await;
+        let left = deadline.saturating_duration_since(Instant::now());
         self.close(Some(reception)).await;
         self.phase.send_replace(Phase::Stopped(why));
+        if orderly && settled {
+            // Another one that stops may have passed its lead on to this one.
+            pass_on_lead(&node, left).await;
+        }
         let closed = node.shutdown().await.map_err(failed);
         End::Done(outcome.and(closed))
     }
@@ -262,7 +276,7 @@ impl Life {
     /// Has another node lead, if this one does.
     async fn give_up_the_lead(&self, node: &Node) -> Result<(), String> {
         match node.consensus().transfer(None, TRANSFER_LIMIT).await? {
-            Transferred::NotLeader | Transferred::Nobody => Ok(()),
+            Transferred::NotLeader | Transferred::Nobody(_) => Ok(()),
             Transferred::To(leader) => {
                 tracing::info!(%leader, "another node leads");
                 Ok(())
@@ -302,7 +316,7 @@ impl Life {
         match transferred {
             Transferred::NotLeader => {}
             Transferred::To(leader) => tracing::info!(%leader, "another node leads"),
-            Transferred::Nobody => tracing::info!("no other node could lead"),
+            Transferred::Nobody(why) => tracing::info!(%why, "no other node could lead"),
             Transferred::Late => return Err("no other node has become the leader".to_owned()),
         }
         Ok(())
@@ -372,6 +386,31 @@ impl Life {
         }
         endings.iter().for_each(muster_api::server::Ending::stop);
         ended.await;
+    }
+}
+
+/// Sees to it that another node leads, so that nobody has to notice first that this one is gone. Says whether one does; if
+/// none takes the lead, the node stops all the same.
+async fn pass_on_lead(node: &Node, limit: Duration) -> bool {
+    let transferred = timeout(limit, node.consensus().transfer(None, limit)).await;
+    match transferred.unwrap_or(Ok(Transferred::Late)) {
+        Ok(Transferred::NotLeader) => true,
+        Ok(Transferred::To(leader)) => {
+            tracing::info!(%leader, "another node leads");
+            true
+        }
+        Ok(Transferred::Nobody(why)) => {
+            tracing::info!(%why, "no other node could lead");
+            false
+        }
+        Ok(Transferred::Late) => {
+            tracing::warn!("no other node has become the leader");
+            false
+        }
+        Err(why) => {
+            tracing::warn!(why, "the lead is not passed on");
+            false
+        }
     }
 }
 

@@ -171,6 +171,8 @@ pub async fn serve(
         drain: Duration::from_secs(values.drain_seconds),
         desk: Desk::new(&values, phase.clone()),
         join: start.join,
+        // The nodes of `muster dev` are one process, and stop together.
+        leaves_others: start.succession != Succession::None,
         values,
         listeners,
         addresses,

@@ -282,6 +282,18 @@ impl Registers {
         asked.iter().filter(|asked| asked.node == node && asked.begun + asked.took >= since).copied().collect()
     }
 
+    /// The longest time without a write that was done through any of these nodes, from this moment until now.
+    #[must_use]
+    pub fn longest_gap(&self, nodes: &[usize], since: Instant) -> Duration {
+        let (since, now) = (self.time(since), self.start.elapsed());
+        let calls = self.calls();
+        let done = calls.iter().filter(|call| nodes.contains(&call.node) && call.what.writes().is_some());
+        let done = done.filter(|call| matches!(call.outcome, Outcome::Ok(..)) && call.ended >= since);
+        let mut moments: Vec<_> = done.map(|call| call.ended).chain([since, now]).collect();
+        moments.sort_unstable();
+        moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
     /// How long the longest answer took.
     #[must_use]
     pub fn longest(&self) -> Duration {

@@ -1,5 +1,8 @@
 //! Three nodes as three processes: joining over the network, writing and reading through any of them, and signal 9.
 
+#[path = "mesh/roles.rs"]
+mod roles;
+
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +20,7 @@ fn names(answer: &Value) -> Vec<String> {
     models.map(|model| model["name"].as_str().expect("a name").to_owned()).collect()
 }
 
-///
+///
 #[test]
 fn what_is_written_through_one_node_is_read_through_every_other() {
     let mesh = Mesh::of_three();

@@ -35,7 +35,12 @@ pub(super) struct Reading {
 impl Reading {
     /// The other clock at this moment, if the reading still says anything.
     fn now(&self, now: Instant) -> Option<i64> {
-        self.is_fresh(now).then(|| self.time_ms + millis(now.saturating_duration_since(self.at)))
+        self.is_fresh(now).then(|| self.about_now(now))
+    }
+
+    /// The other clock at this moment, if nobody has put it since.
+    fn about_now(&self, now: Instant) -> i64 {
+        self.time_ms.saturating_add(millis(now.saturating_duration_since(self.at)))
     }
 
     pub fn is_fresh(&self, now: Instant) -> bool {
@@ -100,14 +105,17 @@ impl Seen<'_> {
     }
 
     /// What an entry may be stamped with, if anything. Where no majority says what time it is, one other voter must have come
-    /// as far: the time of the log goes wrong only if two are wrong alike.
+    /// as far: the time of the log goes wrong only if two are wrong alike. If none has been read of late, what was read last
+    /// counts: Raft may still work where reading clocks does not.
     pub fn stamp(&self) -> Option<i64> {
         match self.agreement() {
             Agreement::Agreed(median) => (self.own_ms.abs_diff(median.time_ms) <= bound(OFF)).then_some(self.own_ms),
             Agreement::Undecided | Agreement::Unknown => {
-                let others = self.voters.iter().filter(|voter| **voter != self.own);
-                let furthest = others.filter_map(|voter| self.clock(*voter)).max();
-                Some(furthest.map_or(self.own_ms, |furthest| self.own_ms.min(furthest + millis(OFF))))
+                let others = || self.voters.iter().filter(|voter| **voter != self.own);
+                let fresh = others().filter_map(|voter| self.clock(*voter)).max();
+                let last = || others().filter_map(|voter| Some(self.readings.get(voter)?.about_now(self.now))).max();
+                let furthest = fresh.or_else(last);
+                Some(furthest.map_or(self.own_ms, |furthest| self.own_ms.min(furthest.saturating_add(millis(OFF)))))
             }
         }
     }
@@ -115,12 +123,12 @@ impl Seen<'_> {
     /// How far a node's clock is from the median, and how far it is at least.
     pub fn offset(&self, node: NodeId, median: Median) -> Option<Offset> {
         let error_ms = if node == self.own { 0 } else { self.readings.get(&node)?.error_ms() };
-        Some(Offset { offset_ms: self.clock(node)? - median.time_ms, error_ms })
+        Some(Offset { offset_ms: self.clock(node)?.saturating_sub(median.time_ms), error_ms })
     }
 
     /// Whether somebody else who counts says that it is this time already.
     pub fn second_opinion(&self, time_ms: i64) -> Opinion {
-        let reached = |clock: i64| clock >= time_ms - millis(OFF);
+        let reached = |clock: i64| clock >= time_ms.saturating_sub(millis(OFF));
         let others = || self.voters.iter().filter(|voter| **voter != self.own);
         if others().filter_map(|voter| self.clock(*voter)).any(reached) {
             return Opinion::Agrees;
@@ -129,9 +137,11 @@ impl Seen<'_> {
             return Opinion::Missing;
         }
         // The only voter: the others are standbys, if there are any.
-        match self.readings.keys().filter_map(|node| self.clock(*node)).any(reached) {
-            true => Opinion::Agrees,
-            false => Opinion::Alone { own_agrees: reached(self.own_ms) },
+        let mut standbys = self.readings.keys().filter_map(|node| self.clock(*node)).peekable();
+        match (standbys.peek().is_some(), standbys.any(reached)) {
+            (_, true) => Opinion::Agrees,
+            (true, false) => Opinion::Missing,
+            (false, false) => Opinion::Alone { own_agrees: reached(self.own_ms) },
         }
     }
 }
@@ -145,7 +155,7 @@ fn bound(duration: Duration) -> u64 {
 pub enum Opinion {
     /// A second clock says so as well.
     Agrees,
-    /// There are other voters, and none of them says so.
+    /// There are others, and none of those that count says so.
     Missing,
     /// There is nobody else.
     Alone {
@@ -328,6 +338,17 @@ mod tests {
             let found = clocks(voters, &offsets).seen().stamp().map(|stamp| stamp - NOON);
             assert_eq!(found, stamp, "{voters} voters, {offsets:?}");
         }
+        let mut deaf = clocks(3, &[Some(120_000), Some(0), Some(100)]);
+        deaf.now += 10 * FRESH;
+        deaf.own_ms += millis(10 * FRESH);
+        let stamp = deaf.seen().stamp().map(|stamp| stamp - NOON - millis(10 * FRESH));
+        assert_eq!(stamp, Some(100 + millis(OFF)), "the last that was read counts where nothing can be read");
+    }
+
+    #[test]
+    fn a_clock_that_shows_the_end_of_numbers_breaks_nothing() {
+        let three = clocks(3, &[Some(0), Some(i64::MAX - NOON), Some(i64::MIN + NOON)]);
+        let _ = (three.seen().agreement(), three.seen().stamp(), three.seen().second_opinion(i64::MAX));
     }
 
     #[test]
@@ -339,7 +360,9 @@ mod tests {
         assert_eq!(opinion(&cut_off, 0), Opinion::Missing, "a standby does not count where there are voters");
         let two = clocks(1, &[Some(90_000), Some(0)]);
         assert_eq!(opinion(&two, 0), Opinion::Agrees);
-        assert_eq!(opinion(&two, 90_000), Opinion::Alone { own_agrees: true });
+        assert_eq!(opinion(&two, 90_000), Opinion::Missing, "the standby says otherwise");
+        let deaf = clocks(1, &[Some(90_000), None]);
+        assert_eq!(opinion(&deaf, 90_000), Opinion::Alone { own_agrees: true });
         let one = clocks(1, &[Some(0)]);
         assert_eq!(opinion(&one, 90_000), Opinion::Alone { own_agrees: false });
     }

@@ -205,8 +205,11 @@ impl Clock for Stamps {
 }
 
 fn signed(ms: u64) -> i64 {
-    i64::try_from(ms).unwrap_or(i64::MAX)
+    i64::try_from(ms).unwrap_or(LATEST).min(LATEST)
 }
+
+/// No clock shows more: whatever is reckoned with times stays far from where numbers end.
+const LATEST: i64 = 1 << 53;
 
 #[cfg(test)]
 mod tests {

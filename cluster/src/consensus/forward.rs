@@ -79,6 +79,12 @@ impl Forward {
         }
     }
 
+    /// Whether this node answers in time, and says that it follows this leader.
+    pub async fn follows(&self, node: NodeId, leader: NodeId, limit: Duration) -> bool {
+        let asked = tokio::time::timeout(limit, self.client(node).read_index(ReadIndexRequest {})).await;
+        matches!(asked, Ok(Ok(answer)) if answer.get_ref().outcome == Some(ReadOutcome::Leader(leader.0)))
+    }
+
     async fn read_index(&self, leader: NodeId) -> Result<u64, ReadError> {
         let mut client = self.client(leader);
         // A leader that is frozen keeps its connections; everybody who reads here waits behind this question.

@@ -26,4 +26,4 @@ pub use log_store::LogStore;
 pub use raft::{Consensus, MAX_COMMAND, Options, Role, Status, parse_retry_key, retry_key};
 pub use state_machine::{SnapshotBuilder, StateMachine};
 pub use timing::Timing;
-pub use transfer::{PASS_ON_LIMIT, Transferred};
+pub use transfer::{PASS_ON_LIMIT, Transferred, Unable};

@@ -459,15 +459,6 @@ impl Consensus {
         }
     }
 
-    /// The other nodes that have answered within this time. On the leader only.
-    pub(super) fn heard_within(&self, limit: Duration) -> BTreeSet<NodeId> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let heard = metrics.heartbeat.iter().flatten();
-        let recent = heard.filter(|(_, at)| at.as_ref().is_some_and(|at| at.elapsed() < limit));
-        recent.map(|(node, _)| *node).collect()
-    }
-
     /// Asks this node to take the lead. This one takes no more writes.
     pub(super) async fn trigger_transfer(&self, to: NodeId) -> Result<(), String> {
         self.raft.trigger().transfer_leader(to).await.map_err(|error| error.to_string())
@@ -477,6 +468,12 @@ impl Consensus {
     #[must_use]
     pub fn voters(&self) -> BTreeSet<NodeId> {
         self.raft.metrics().borrow_watched().membership_config.membership().voter_ids().collect()
+    }
+
+    /// Has this node never stand for election by itself.
+    #[cfg(test)]
+    pub(crate) fn never_stands(&self) {
+        self.raft.runtime_config().elect(false);
     }
 
     /// Where this node stands.

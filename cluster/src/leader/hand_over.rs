@@ -68,7 +68,7 @@ async fn hand_over(leader: &Leader) -> Result<NodeId, String> {
         match consensus.transfer(Some(node), PASS_ON_LIMIT).await? {
             Transferred::To(leader) => return Ok(leader),
             Transferred::NotLeader => return Err("this node does not lead any more".to_owned()),
-            Transferred::Nobody => why = format!("node {node} is not reached"),
+            Transferred::Nobody(unable) => why = format!("node {node}: {unable}"),
             Transferred::Late => why = format!("node {node} has not taken the lead in time"),
         }
     }

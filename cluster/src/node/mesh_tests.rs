@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use super::{FoundingOptions, Identity, JoinError, JoinToken, MeshSockets, Node, NodeOptions, StartError, found, join};
 use crate::clock::SystemClock;
 use crate::clocks::Rules;
-use crate::consensus::{Role, Timing, Transferred};
+use crate::consensus::{Role, Timing, Transferred, Unable};
 use crate::ids::NodeId;
 use crate::leader::{Membership, Retention};
 use crate::membership::Profile;
@@ -203,7 +203,7 @@ async fn the_loss_of_the_leader_loses_no_acknowledged_write() {
 async fn the_lead_passes_to_another_voter_on_request_and_writes_wait_for_it() {
     let alone = Fleet::founded().await;
     let limit = Duration::from_secs(20);
-    assert_eq!(alone.node(0).consensus().transfer(None, limit).await, Ok(Transferred::Nobody));
+    assert_eq!(alone.node(0).consensus().transfer(None, limit).await, Ok(Transferred::Nobody(Unable::NoVoter)));
     set_port(alone.node(0), 5000).await;
     let fleet = Fleet::of_three().await;
     let leads = |index: &usize| matches!(fleet.node(*index).consensus().status().role, Role::Leader { .. });
@@ -217,6 +217,29 @@ async fn the_lead_passes_to_another_voter_on_request_and_writes_wait_for_it() {
         assert_ne!(leader, node.identity().node);
         assert_eq!(port(fleet.node(follower)).await, Some(6000 + u64::from(turn)));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lead_that_is_not_taken_goes_to_the_next_voter() {
+    let mut fleet = Fleet::of_three().await;
+    let before = eventually("a leader", || fleet.leader()).await;
+    let (gone, next) = ((before + 1) % 3, (before + 2) % 3);
+    let [lost, other] = [gone, next].map(|index| fleet.node(index).identity().node);
+    fleet.stop(gone).await;
+    // Nobody is elected unless he is asked to be.
+    fleet.node(next).consensus().never_stands();
+    let leads = fleet.node(before).consensus();
+    let limit = Duration::from_secs(20);
+    // One that does not answer is not asked, and nothing has changed.
+    assert_eq!(leads.transfer(Some(lost), limit).await, Ok(Transferred::Nobody(Unable::Silent)));
+    let status = leads.status();
+    assert!(matches!(status.role, Role::Leader { .. }), "{status:?}");
+    set_port(fleet.node(before), 7000).await;
+    // As if it had died after it was found ready.
+    let given = leads.give(lost, &leads.status(), tokio::time::Instant::now() + limit).await;
+    assert_eq!(given, Ok(Transferred::To(other)));
+    set_port(fleet.node(before), 7001).await;
+    assert_eq!(port(fleet.node(next)).await, Some(7001));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,6 +34,9 @@ pub(super) async fn superseded(
 ) -> String {
     let mut judge = Judge::default();
     loop {
+        if later.borrow().is_none() {
+            judge.quiet();
+        }
         let Ok(said) = later.wait_for(Option::is_some).await.map(|said| *said) else {
             return std::future::pending().await;
         };
@@ -64,7 +67,7 @@ fn sentence(node: NodeId, theirs: u64, generation: u64, directory: &Path) -> Str
     )
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Wait,
     /// It is said once in a while.
@@ -72,16 +75,29 @@ enum Verdict {
     Superseded,
 }
 
+/// After so long without a word, what was heard before does not count: a quorum may have lived in between.
+const GAP: Duration = Duration::from_secs(10);
+
 /// How long nobody has confirmed anything.
 #[derive(Debug, Default)]
 struct Judge {
     since: Option<Instant>,
+    heard: Option<Instant>,
     reminded: Option<Instant>,
 }
 
 impl Judge {
+    /// Nobody says it any more.
+    fn quiet(&mut self) {
+        self.since = None;
+    }
+
     /// A node has said it again, and a quorum of this generation has confirmed that it lives, or has not.
     fn hear(&mut self, now: Instant, confirmed: bool) -> Verdict {
+        let heard = self.heard.replace(now);
+        if heard.is_none_or(|heard| now.saturating_duration_since(heard) > GAP) {
+            self.since = None;
+        }
         if confirmed {
             self.since = None;
             if self.reminded.is_some_and(|at| now.saturating_duration_since(at) < REMIND) {
@@ -105,10 +121,19 @@ mod tests {
         let mut hear = |after: u64, confirmed| judge.hear(begun + Duration::from_secs(after), confirmed);
         assert_eq!(hear(0, true), Verdict::Unbelievable);
         assert_eq!(hear(3, true), Verdict::Wait, "it has just been said");
-        assert_eq!([hear(5, false), hear(24, false)], [Verdict::Wait, Verdict::Wait]);
+        assert_eq!([5, 8, 11, 14, 17, 20, 23].map(|after| hear(after, false)), [Verdict::Wait; 7]);
         assert_eq!(hear(24, true), Verdict::Wait, "a quorum again");
-        assert_eq!([hear(26, false), hear(45, false)], [Verdict::Wait, Verdict::Wait]);
+        assert_eq!([26, 35, 44, 45].map(|after| hear(after, false)), [Verdict::Wait; 4]);
         assert_eq!(hear(46, false), Verdict::Superseded);
         assert_eq!(hear(70, true), Verdict::Unbelievable);
+        assert_eq!([hear(72, false), hear(3600, false)], [Verdict::Wait; 2], "who knows what was in between");
+        assert_eq!([3609, 3615].map(|after| hear(after, false)), [Verdict::Wait; 2]);
+        assert_eq!(hear(3620, false), Verdict::Superseded);
+        let (mut judge, mut wait) = (Judge::default(), Vec::new());
+        for after in 0..60 {
+            judge.quiet();
+            wait.push(judge.hear(begun + Duration::from_secs(after), false));
+        }
+        assert!(wait.iter().all(|verdict| *verdict == Verdict::Wait), "it is not said all the time");
     }
 }

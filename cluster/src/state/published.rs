@@ -78,6 +78,18 @@ impl Ring {
 struct Seen {
     view: View,
     at: Instant,
+    /// Since when the time of the log has been what it is: from there it goes on for readers. It may stand still while entries
+    /// come (the leader's clock is off), and must not begin anew with each of them.
+    timed: Instant,
+}
+
+impl Seen {
+    fn new(view: View, before: Option<&Self>) -> Self {
+        let at = Instant::now();
+        let time = |view: &View| view.time().ok();
+        let timed = before.filter(|before| time(&before.view) == time(&view)).map_or(at, |before| before.timed);
+        Self { view, at, timed }
+    }
 }
 
 /// Who waits for which index. Everybody is woken once: with one signal for all, each entry would wake all who wait.
@@ -134,7 +146,7 @@ impl Published {
     pub fn new(view: View) -> Self {
         let index = view.index();
         Self {
-            newest: ArcSwap::from_pointee(Seen { view, at: Instant::now() }),
+            newest: ArcSwap::from_pointee(Seen::new(view, None)),
             index: watch::Sender::new(index),
             waiting: Mutex::default(),
             ring: Mutex::new(Ring { after: index, ..Ring::default() }),
@@ -169,7 +181,8 @@ impl Published {
 
     fn show(&self, view: View) {
         let index = view.index();
-        self.newest.store(Arc::new(Seen { view, at: Instant::now() }));
+        let seen = Seen::new(view, Some(&self.newest.load()));
+        self.newest.store(Arc::new(seen));
         self.index.send_replace(index);
         self.waiting().wake(index);
     }
@@ -198,7 +211,7 @@ impl Published {
     /// When the state is damaged.
     pub fn time(&self) -> Result<LogTime, Damaged> {
         let seen = self.newest.load();
-        let passed = u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let passed = u64::try_from(seen.timed.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(LogTime(seen.view.time()?.0.saturating_add(passed)))
     }
 
