@@ -65,8 +65,10 @@ pub struct Life {
 enum End {
     /// For good.
     Done(Result<(), Failure>),
-    /// The successor has failed, or this process is its own successor.
+    /// The successor has failed.
     TakeBack,
+    /// This process is its own successor.
+    Again,
 }
 
 /// What is open to clients and to successors.
@@ -95,7 +97,7 @@ impl Life {
 
     /// Lives it. Whoever has promised to serve keeps the promise once it does.
     pub async fn run(mut self, reception: Option<Reception>, promise: Option<Promise>) -> Result<(), Failure> {
-        let (mut reception, mut promise, mut taken_back) = (reception, promise, false);
+        let (mut reception, mut promise, mut taken_back, mut again) = (reception, promise, false, false);
         loop {
             let node = tokio::select! {
                 node = self.start(taken_back) => node,
@@ -107,6 +109,13 @@ impl Life {
             };
             let node = match node {
                 Ok(Some(node)) => node,
+                Ok(None) if again => {
+                    // Nobody else can have it: what is left of the node of before holds on to it.
+                    let failure = Failure::other("the data directory did not become free for the node to start again");
+                    self.phase.send_replace(Phase::Stopped(failure.to_string()));
+                    self.close(reception).await;
+                    return Err(failure);
+                }
                 Ok(None) => {
                     tracing::warn!("the successor has the data directory and did not say that it serves");
                     self.finish(None).await;
@@ -148,7 +157,8 @@ impl Life {
             tracing::info!(node = %node.identity().node, fleet = %node.identity().fleet, "serving");
             match self.serve(node, now).await {
                 End::Done(outcome) => return outcome,
-                End::TakeBack => taken_back = true,
+                End::TakeBack => (taken_back, again) = (true, false),
+                End::Again => (taken_back, again) = (true, true),
             }
         }
     }
@@ -295,13 +305,16 @@ impl Life {
         }
         self.phase.send_replace(Phase::HandedOver(Member::of(&node).replica));
         let Reception { clients, door } = reception;
-        if let Err(error) = node.hand_over().await {
+        let handed_over = node.hand_over().await;
+        drop(door);
+        self.leaving.push(clients);
+        if let Err(error) = handed_over {
+            self.phase.send_replace(Phase::Stopped(error.to_string()));
+            self.close(None).await;
             return End::Done(Err(failed(error)));
         }
-        drop(door);
         self.options.step = Some(timing);
-        self.leaving.push(clients);
-        End::TakeBack
+        End::Again
     }
 
     /// Sees to it that nobody misses this node. Nothing has changed if it fails.
