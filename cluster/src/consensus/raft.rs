@@ -51,6 +51,9 @@ const ROOM_LIMIT: Duration = Duration::from_secs(2);
 /// How long a read may wait for the confirmation that the state is the newest.
 const READ_LIMIT: Duration = Duration::from_secs(2);
 
+/// How often to look whether Raft still runs.
+const LOOK_PERIOD: Duration = Duration::from_millis(250);
+
 /// How long to wait before asking the leader again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -540,14 +543,18 @@ impl Consensus {
 
     /// Waits until Raft has stopped by itself, and returns why.
     pub async fn failed(&self) -> String {
-        let mut metrics = self.raft.metrics();
+        let metrics = self.raft.metrics();
+        // These change with the role, those above with every entry: waiting for them would wake this task for each.
+        let mut rare = self.raft.server_metrics();
+        let mut ended = false;
         loop {
             if let Err(fatal) = &metrics.borrow_watched().running_state {
                 return fatal.to_string();
             }
-            if metrics.changed().await.is_err() {
+            if ended {
                 return "Raft has ended".to_owned();
             }
+            ended = matches!(tokio::time::timeout(LOOK_PERIOD, rare.changed()).await, Ok(Err(_)));
         }
     }
 
