@@ -159,14 +159,15 @@ fn a_client_that_reads_slowly_holds_up_the_provider_and_costs_no_memory() {
         let held = place.upstream.sent() - sent_before;
         // Two connections have room in the system, and more where it is set up for long distances.
         assert!(held < LENGTH as u64 / 2, "{held} bytes are on their way to a client that reads nothing");
-        let used = peak(process) - before;
+        // The kernel counts each thread's pages by itself: its peak may read lower by a few the second time.
+        let used = peak(process).saturating_sub(before);
         assert!(used < ROOM, "{used} bytes for a client that reads nothing");
         let mut length = 0;
         while let Some(chunk) = wire.chunk().expect("the whole answer") {
             length += chunk.len();
         }
         assert_eq!(length, LENGTH, "every byte of it arrived");
-        let used = peak(process) - before;
+        let used = peak(process).saturating_sub(before);
         assert!(used < ROOM, "{used} bytes for a client that reads slowly");
     }
 }
