@@ -52,8 +52,12 @@ pub fn check(config: &Config, format: Output) -> Result<(), Failure> {
     if !there("raft")? && !there("floor")? {
         return Err(Failure::not_found(format!("{} holds no data of a node", directory.display())));
     }
-    let options =
-        OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now(), tail: TailLimits::default() };
+    let options = OpenOptions {
+        fresh_store_id: StoreId::random(),
+        now: SystemTime::now(),
+        tail: TailLimits::default(),
+        journal_bytes: OpenOptions::JOURNAL_BYTES,
+    };
     let storage = NodeStorage::open(directory, &options).map_err(|error| Failure::other(error.to_string()))?;
     let position = storage.log.position();
     let report = Report {

@@ -100,7 +100,12 @@ fn filled(seed: u64, length: usize) -> Bytes {
 /// Options for opening a directory of a test.
 #[must_use]
 pub fn options() -> OpenOptions {
-    OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now(), tail: TailLimits::default() }
+    OpenOptions {
+        fresh_store_id: StoreId::random(),
+        now: SystemTime::now(),
+        tail: TailLimits::default(),
+        journal_bytes: 2 * 1024 * 1024,
+    }
 }
 
 /// One line of the worker. Numbers are indices of the log, terms, or batches as the worker counts them.

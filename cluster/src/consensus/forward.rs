@@ -1,9 +1,9 @@
-//! Writes and reads of a node that does not lead: they go to the leader, one hop.
+//! What a node that does not lead asks the leader: writes and reads, one hop.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost::Message;
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -12,13 +12,12 @@ use tonic::{Code, Status};
 use super::network::MESSAGE_LIMIT;
 use super::{Consensus, ProposeError, ReadError};
 use crate::ids::NodeId;
-use crate::rows::{Answer, Command};
 use crate::transport::{Channels, Inject, Purpose};
 use crate::wire::mesh_client::MeshClient;
 use crate::wire::pass_on_answer::Outcome as PassedOn;
-use crate::wire::propose_answer::Outcome as Proposed;
+use crate::wire::propose_outcome::Outcome as Proposed;
 use crate::wire::read_index_answer::Outcome as ReadOutcome;
-use crate::wire::{PassOnRequest, ProposeRequest, ReadIndexRequest};
+use crate::wire::{PassOnRequest, ProposeOutcome, ProposeRequest, ReadIndexRequest};
 
 /// How many reads may wait for one question to the leader.
 const READS: usize = 4096;
@@ -26,7 +25,7 @@ const READS: usize = 4096;
 /// How long the leader may take to say how far a read must wait.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long one attempt to forward a write may take. It is repeated under the same identity, to whoever leads by then.
+/// How long one attempt to forward writes may take. It is repeated under the same identities, to whoever leads by then.
 const FORWARD_LIMIT: Duration = Duration::from_secs(3);
 
 /// Asks the leader.
@@ -41,30 +40,27 @@ impl Forward {
             .max_decoding_message_size(MESSAGE_LIMIT)
     }
 
-    /// Sends a write to the leader.
-    pub async fn propose(&self, leader: NodeId, command: &Command, limit: Duration) -> Result<Answer, ProposeError> {
-        let limit = limit.min(FORWARD_LIMIT);
-        let request = ProposeRequest { command: command.encode_to_vec().into() };
-        let unknown = || ProposeError::Unknown { waited: limit, retry_key: None };
+    /// Sends writes to the leader; for each there is an outcome.
+    pub async fn propose(&self, leader: NodeId, commands: Vec<Bytes>) -> Vec<Result<Bytes, ProposeError>> {
+        let sent = commands.len();
+        let unknown = ProposeError::Unknown { waited: FORWARD_LIMIT, retry_key: None };
         let mut client = self.client(leader);
-        let answer = match tokio::time::timeout(limit, client.propose(request)).await {
-            Err(_) => return Err(unknown()),
-            Ok(Err(status)) if never_arrived(&status) => return Err(ProposeError::NoLeader),
+        let error = match tokio::time::timeout(FORWARD_LIMIT, client.propose(ProposeRequest { commands })).await {
+            Err(_) => unknown,
+            Ok(Err(status)) if never_arrived(&status) => ProposeError::NoLeader,
             Ok(Err(status)) => {
-                tracing::debug!(%status, %leader, "a forwarded write has no answer");
-                return Err(unknown());
+                tracing::debug!(%status, %leader, "forwarded writes have no answer");
+                unknown
             }
-            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Ok(answer)) => {
+                let outcomes = answer.into_inner().outcomes;
+                if outcomes.len() == sent {
+                    return outcomes.into_iter().map(|outcome| from_wire(outcome, &unknown)).collect();
+                }
+                unknown
+            }
         };
-        match answer.outcome {
-            Some(Proposed::Answer(answer)) => {
-                Answer::decode(answer).map_err(|error| ProposeError::Answer(error.to_string()))
-            }
-            Some(Proposed::Leader(0)) => Err(ProposeError::NoLeader),
-            Some(Proposed::Leader(leader)) => Err(ProposeError::NotLeader(NodeId(leader))),
-            Some(Proposed::Overloaded(_)) => Err(ProposeError::Overloaded),
-            Some(Proposed::Unknown(_)) | None => Err(unknown()),
-        }
+        vec![Err(error); sent]
     }
 
     /// Asks the leader to give up the lead.
@@ -95,6 +91,16 @@ impl Forward {
             Ok(Some(ReadOutcome::Leader(leader))) if leader != 0 => Err(ReadError::NotLeader(NodeId(leader))),
             Ok(_) | Err(_) => Err(ReadError::NoQuorum),
         }
+    }
+}
+
+fn from_wire(outcome: ProposeOutcome, unknown: &ProposeError) -> Result<Bytes, ProposeError> {
+    match outcome.outcome {
+        Some(Proposed::Answer(answer)) => Ok(answer),
+        Some(Proposed::Leader(0)) => Err(ProposeError::NoLeader),
+        Some(Proposed::Leader(leader)) => Err(ProposeError::NotLeader(NodeId(leader))),
+        Some(Proposed::Overloaded(_)) => Err(ProposeError::Overloaded),
+        Some(Proposed::Unknown(_)) | None => Err(unknown.clone()),
     }
 }
 

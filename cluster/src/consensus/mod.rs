@@ -8,6 +8,7 @@ mod forward;
 mod in_flight;
 mod log_store;
 mod network;
+mod propose;
 mod raft;
 mod service;
 mod state_machine;

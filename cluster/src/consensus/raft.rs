@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
+use futures_util::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::{ChangeMembers, EmptyNode, Instant, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant as Moment;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::service::interceptor::InterceptedService;
 
 use super::alone::Alone;
@@ -19,9 +21,10 @@ use super::error::{ProposeError, ReadError};
 use super::forward::{Forward, Waiting, reads};
 use super::in_flight::InFlight;
 use super::network::{MESSAGE_LIMIT, Network};
+use super::propose::{BYTES_TOGETHER, Carrier, From, QUEUE, Submission};
 use super::service::{MeshService, RaftService};
 use super::timing::Timing;
-use super::{LogStore, Proposal, StateMachine, TypeConfig};
+use super::{LogStore, StateMachine, TypeConfig};
 use crate::clock::Clock;
 use crate::ids::NodeId;
 use crate::rows::{Answer, ClientSeq, Command, Once, Origin, command, once};
@@ -43,7 +46,7 @@ const APPLY_LIMIT: Duration = Duration::from_secs(2);
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a write may take.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a write waits while too many others of this node are under way.
 const ROOM_LIMIT: Duration = Duration::from_secs(2);
@@ -120,14 +123,16 @@ pub struct Consensus {
     client: [u8; 16],
     writes: InFlight,
     published: Arc<Published>,
-    clock: Arc<dyn Clock>,
     timing: Timing,
     log: Arc<RaftLog>,
     state: Arc<StateStore>,
     snapshots: Arc<SnapshotStore>,
     lock: Weak<DirectoryLock>,
     /// How to ask the leader; a node that founds a fleet has nobody to ask.
-    pub(super) forward: Option<Forward>,
+    pub(super) forward: Option<Arc<Forward>>,
+    to_log: mpsc::Sender<Submission>,
+    /// Carries what is sent there; ends with this value.
+    carrying: AbortOnDropHandle<()>,
     to_reads: mpsc::Sender<Waiting>,
     reads: Mutex<Option<mpsc::Receiver<Waiting>>>,
 }
@@ -195,6 +200,10 @@ impl Consensus {
         };
         let raft = raft.map_err(|error| error.to_string())?;
         let (to_reads, reads) = reads();
+        let forward = options.channels.map(|channels| Arc::new(Forward { channels }));
+        let (to_log, submissions) = mpsc::channel(QUEUE);
+        let carrier = Carrier::new(raft.clone(), options.node, options.clock, forward.clone());
+        let carrying = AbortOnDropHandle::new(tokio::spawn(carrier.carry(submissions)));
         let mut client = [0; 16];
         client[..8].copy_from_slice(&options.node.0.to_be_bytes());
         client[8..].copy_from_slice(&options.process.to_be_bytes());
@@ -204,13 +213,14 @@ impl Consensus {
             client,
             writes: InFlight::default(),
             published,
-            clock: options.clock,
             timing: options.timing,
             log,
             state,
             snapshots,
             lock,
-            forward: options.channels.map(|channels| Forward { channels }),
+            forward,
+            to_log,
+            carrying,
             to_reads,
             reads: Mutex::new(Some(reads)),
         };
@@ -321,25 +331,23 @@ impl Consensus {
     }
 
     async fn attempt(&self, command: &Command, limit: Duration) -> Result<Answer, ProposeError> {
-        let here = tokio::time::timeout(limit, self.write_here(command.clone())).await;
-        match (here.unwrap_or(Err(ProposeError::Unknown { waited: limit, retry_key: None })), &self.forward) {
-            (Err(ProposeError::NotLeader(leader)), Some(forward)) if leader != self.node => {
-                forward.propose(leader, command, limit).await
-            }
-            (outcome, _) => outcome,
-        }
+        let carried = self.carry(command.clone(), From::Here);
+        let answer = tokio::time::timeout(limit, carried).await;
+        let answer = answer.unwrap_or(Err(ProposeError::Unknown { waited: limit, retry_key: None }))?;
+        Answer::decode(answer).map_err(|error| ProposeError::Answer(error.to_string()))
     }
 
-    /// Writes if this node leads: stamps the command with the time and has it committed.
-    pub(super) async fn write_here(&self, command: Command) -> Result<Answer, ProposeError> {
-        let command = Command { time_ms: self.clock.now_ms(), ..command }.encode_to_vec();
-        if command.len() > MAX_COMMAND {
-            return Err(ProposeError::TooLarge { bytes: command.len(), limit: MAX_COMMAND });
-        }
-        match self.raft.client_write(Proposal(command.into())).await {
-            Ok(done) => Answer::decode(done.data.0).map_err(|error| ProposeError::Answer(error.to_string())),
-            Err(error) => Err(write_error(error)),
-        }
+    /// Writes of other nodes, if this one leads; for each there is an outcome.
+    pub(super) async fn propose_for_others(&self, commands: Vec<Command>) -> Vec<Result<Bytes, ProposeError>> {
+        join_all(commands.into_iter().map(|command| self.carry(command, From::AnotherNode))).await
+    }
+
+    async fn carry(&self, command: Command, from: From) -> Result<Bytes, ProposeError> {
+        let (answer, answered) = oneshot::channel();
+        let ended = |_| ProposeError::Stopped("it is stopping".to_owned());
+        self.to_log.send(Submission { command, from, answer }).await.map_err(ended)?;
+        let given_up = ProposeError::Unknown { waited: WRITE_LIMIT, retry_key: None };
+        answered.await.unwrap_or(Err(given_up))
     }
 
     /// The state as it is on this node.
@@ -388,7 +396,7 @@ impl Consensus {
         let raft = RaftService { raft: self.raft.clone(), snapshots: Arc::clone(&self.snapshots) };
         let raft = RaftServer::new(raft).max_decoding_message_size(MESSAGE_LIMIT);
         let mesh = MeshServer::new(MeshService { consensus: Arc::clone(self) });
-        let mesh = mesh.max_decoding_message_size(2 * MAX_COMMAND);
+        let mesh = mesh.max_decoding_message_size(2 * BYTES_TOGETHER);
         let mut routes = tonic::service::Routes::builder();
         routes.add_service(InterceptedService::new(raft, check.clone()));
         routes.add_service(InterceptedService::new(mesh, check.clone()));
@@ -572,6 +580,7 @@ impl Consensus {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "Raft does not stop in an orderly way");
         }
+        self.carrying.abort();
         self.log.close().await.and(self.state.close().await)
     }
 }
@@ -602,18 +611,6 @@ fn role(state: ServerState, term: u64, stopped: bool) -> Role {
         ServerState::Follower | ServerState::Candidate => Role::Voter,
         ServerState::Learner => Role::Standby,
         ServerState::Shutdown => Role::Stopped,
-    }
-}
-
-fn elsewhere(forward: &ForwardToLeader<TypeConfig>) -> ProposeError {
-    forward.leader_id.map_or(ProposeError::NoLeader, ProposeError::NotLeader)
-}
-
-fn write_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ProposeError {
-    match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => elsewhere(&forward),
-        RaftError::APIError(_) => ProposeError::Unknown { waited: Duration::ZERO, retry_key: None },
-        RaftError::Fatal(fatal) => ProposeError::Stopped(fatal.to_string()),
     }
 }
 

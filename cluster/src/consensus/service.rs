@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use openraft::Raft;
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use prost::Message;
@@ -21,12 +22,12 @@ use crate::ids::NodeId;
 use crate::rows::Command;
 use crate::storage::{IncomingSnapshot, SnapshotFile, SnapshotStore, StoredMembership};
 use crate::wire::pass_on_answer::Outcome as PassedOn;
-use crate::wire::propose_answer::Outcome as Proposed;
+use crate::wire::propose_outcome::Outcome as Proposed;
 use crate::wire::read_index_answer::Outcome as ReadOutcome;
 use crate::wire::{
-    AppendAnswer, AppendRequest, Done, PassOnAnswer, PassOnRequest, ProposeAnswer, ProposeRequest, ReadIndexAnswer,
-    ReadIndexRequest, SnapshotAnswer, SnapshotBegin, SnapshotEnd, SnapshotPart, TransferAnswer, TransferRequest,
-    VoteAnswer, VoteRequest, mesh_server, raft_server, snapshot_part::Part,
+    AppendAnswer, AppendRequest, Done, PassOnAnswer, PassOnRequest, ProposeAnswer, ProposeOutcome, ProposeRequest,
+    ReadIndexAnswer, ReadIndexRequest, SnapshotAnswer, SnapshotBegin, SnapshotEnd, SnapshotPart, TransferAnswer,
+    TransferRequest, VoteAnswer, VoteRequest, mesh_server, raft_server, snapshot_part::Part,
 };
 
 /// Takes Raft's messages.
@@ -125,6 +126,23 @@ fn write(mut incoming: IncomingSnapshot, chunk: &[u8]) -> Result<IncomingSnapsho
     incoming.write(chunk).map(|()| incoming)
 }
 
+fn to_wire(outcome: Result<Bytes, ProposeError>) -> ProposeOutcome {
+    let outcome = match outcome {
+        Ok(answer) => Proposed::Answer(answer),
+        Err(ProposeError::NoLeader) => Proposed::Leader(0),
+        Err(ProposeError::NotLeader(leader)) => Proposed::Leader(leader.0),
+        Err(ProposeError::Overloaded) => Proposed::Overloaded(Done {}),
+        // Who sent it has looked at its length: that it is too long here does not happen.
+        Err(
+            ProposeError::Unknown { .. }
+            | ProposeError::Answer(_)
+            | ProposeError::Stopped(_)
+            | ProposeError::TooLarge { .. },
+        ) => Proposed::Unknown(Done {}),
+    };
+    ProposeOutcome { outcome: Some(outcome) }
+}
+
 /// Takes what other nodes ask the leader.
 pub(super) struct MeshService {
     pub consensus: Arc<Consensus>,
@@ -133,18 +151,10 @@ pub(super) struct MeshService {
 #[tonic::async_trait]
 impl mesh_server::Mesh for MeshService {
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeAnswer>, Status> {
-        let command = Command::decode(request.into_inner().command);
-        let command = command.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let outcome = match self.consensus.write_here(command).await {
-            Ok(answer) => Proposed::Answer(answer.encode_to_vec().into()),
-            Err(ProposeError::NoLeader) => Proposed::Leader(0),
-            Err(ProposeError::NotLeader(leader)) => Proposed::Leader(leader.0),
-            Err(ProposeError::Overloaded) => Proposed::Overloaded(Done {}),
-            Err(ProposeError::Unknown { .. } | ProposeError::Answer(_)) => Proposed::Unknown(Done {}),
-            Err(error @ ProposeError::TooLarge { .. }) => return Err(Status::invalid_argument(error.to_string())),
-            Err(error @ ProposeError::Stopped(_)) => return Err(stopped(error)),
-        };
-        Ok(Response::new(ProposeAnswer { outcome: Some(outcome) }))
+        let commands = request.into_inner().commands.into_iter().map(Command::decode).collect::<Result<_, _>>();
+        let commands = commands.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let outcomes = self.consensus.propose_for_others(commands).await;
+        Ok(Response::new(ProposeAnswer { outcomes: outcomes.into_iter().map(to_wire).collect() }))
     }
 
     async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnAnswer>, Status> {

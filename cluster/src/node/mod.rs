@@ -189,7 +189,12 @@ pub struct Node {
 }
 
 fn open_storage(directory: &Path, fresh: StoreId) -> Result<NodeStorage, OpenError> {
-    let options = OpenOptions { fresh_store_id: fresh, now: SystemTime::now(), tail: TailLimits::default() };
+    let options = OpenOptions {
+        fresh_store_id: fresh,
+        now: SystemTime::now(),
+        tail: TailLimits::default(),
+        journal_bytes: OpenOptions::JOURNAL_BYTES,
+    };
     NodeStorage::open(directory, &options)
 }
 
@@ -580,8 +585,9 @@ impl Follower {
         let mut changes = self.consensus.published().changes(from);
         loop {
             let concerned = match changes.next().await {
-                Ok(batches) => batches.iter().flat_map(|batch| batch.changes.iter()).any(|(key, _)| {
-                    key.table == <WrappedKey as Row>::TABLE || key.table == <crate::rows::Node as Row>::TABLE
+                Ok(batches) => batches.iter().flat_map(|batch| batch.changes.iter()).any(|change| {
+                    let table = change.key.table;
+                    table == <WrappedKey as Row>::TABLE || table == <crate::rows::Node as Row>::TABLE
                 }),
                 Err(lagged) => {
                     tracing::debug!(%lagged, "reading keys and nodes again");

@@ -180,8 +180,12 @@ fn fleet_id(view: &View) -> Result<FleetId, RebirthError> {
 async fn everything(directory: &Path) -> Result<(Tables, Applied), RebirthError> {
     let path = directory.to_owned();
     let storage = blocking(move || {
-        let options =
-            OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now(), tail: TailLimits::default() };
+        let options = OpenOptions {
+            fresh_store_id: StoreId::random(),
+            now: SystemTime::now(),
+            tail: TailLimits::default(),
+            journal_bytes: OpenOptions::JOURNAL_BYTES,
+        };
         Ok(NodeStorage::open(&path, &options)?)
     })
     .await?;
@@ -281,7 +285,12 @@ async fn plant(
     let path = directory.to_owned();
     let last: Option<LogId> = applied.log_id;
     let storage = blocking(move || {
-        let options = OpenOptions { fresh_store_id: store, now: SystemTime::now(), tail: TailLimits::default() };
+        let options = OpenOptions {
+            fresh_store_id: store,
+            now: SystemTime::now(),
+            tail: TailLimits::default(),
+            journal_bytes: OpenOptions::JOURNAL_BYTES,
+        };
         let storage = NodeStorage::open(&path, &options)?;
         storage.snapshots.build(&tables, &applied)?;
         Ok((storage, tables, applied))

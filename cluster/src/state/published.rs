@@ -47,7 +47,7 @@ struct Ring {
 }
 
 fn size(changes: &[Change]) -> usize {
-    let size = |(key, record): &Change| key.key.len() + record.as_ref().map_or(0, |record| record.value.len());
+    let size = |change: &Change| change.key.key.len() + change.record.as_ref().map_or(0, |record| record.value.len());
     changes.iter().map(size).sum::<usize>() + size_of::<Batch>()
 }
 
@@ -322,7 +322,7 @@ mod tests {
         writer.write(1);
         let batches = waiting.await.expect("ends").expect("nothing is missing");
         assert_eq!(batches.len(), 1);
-        assert_eq!(batches[0].changes[0].0.key, Bytes::copy_from_slice(&601_u64.to_be_bytes()));
+        assert_eq!(batches[0].changes[0].key.key, Bytes::copy_from_slice(&601_u64.to_be_bytes()));
     }
 
     #[tokio::test]

@@ -36,8 +36,16 @@ impl fmt::Debug for Record {
     }
 }
 
-/// A record as it stands after a write; `None` when it was removed.
-pub type Change = (RecordKey, Option<Record>);
+/// What a write has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Where.
+    pub key: RecordKey,
+    /// The record as it stands after the write; `None` when it was removed.
+    pub record: Option<Record>,
+    /// Whether there was none before.
+    pub created: bool,
+}
 
 /// What tells two states apart without comparing them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,8 +99,8 @@ impl Tables {
         let record = Record { mod_index: index, value: value.into() };
         self.fingerprint.history = chain(&self.fingerprint.history, &key, Some(&record.value));
         self.fingerprint.content = self.fingerprint.content.wrapping_add(summand(&key, &record));
-        self.changes.push((key.clone(), Some(record.clone())));
-        let old = self.records.insert(key.clone(), record);
+        let old = self.records.insert(key.clone(), record.clone());
+        self.changes.push(Change { key: key.clone(), record: Some(record), created: old.is_none() });
         if let Some(old) = &old {
             self.fingerprint.content = self.fingerprint.content.wrapping_sub(summand(&key, old));
         }
@@ -105,7 +113,7 @@ impl Tables {
         if let Some(old) = self.records.remove(&key) {
             self.fingerprint.history = chain(&self.fingerprint.history, &key, None);
             self.fingerprint.content = self.fingerprint.content.wrapping_sub(summand(&key, &old));
-            self.changes.push((key.clone(), None));
+            self.changes.push(Change { key: key.clone(), record: None, created: false });
             self.before.push((key, Some(old)));
         }
     }

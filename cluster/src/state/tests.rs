@@ -271,7 +271,7 @@ fn a_refused_command_leaves_no_trace_but_the_clock() {
     // The second model claims its name in the proxy's namespace before its own turns out to be taken, and its key.
     let command = CreateModel { api_key: Some(sealed("x")), ..new_model(1, "b") };
     assert_eq!(refusal(&replica.run(Body::CreateModel(command))), Some(RefusalKind::Conflict));
-    let changed: Vec<_> = replica.tables.changes().iter().map(|(key, _)| key.table).collect();
+    let changed: Vec<_> = replica.tables.changes().iter().map(|change| change.key.table).collect();
     assert_eq!(changed, [<rows::Clock as Row>::TABLE]);
     assert_eq!(replica.tables.len(), rows);
     let mut twin = Replica::founded();

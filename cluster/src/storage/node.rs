@@ -39,6 +39,14 @@ pub struct OpenOptions {
     pub now: SystemTime,
     /// How much of the log stays in memory.
     pub tail: TailLimits,
+    /// How long each of the two files of the log's journal is made, in bytes. What is purged before both are full is never
+    /// written a second time.
+    pub journal_bytes: usize,
+}
+
+impl OpenOptions {
+    /// For twice as many entries of usual length as there are between two snapshots.
+    pub const JOURNAL_BYTES: usize = 8 * 1024 * 1024;
 }
 
 /// What happened while opening.
@@ -88,9 +96,9 @@ impl DirectoryLock {
 }
 
 /// The real databases.
-pub(super) fn databases() -> Opener {
-    Arc::new(|path, database| match database {
-        Database::Log => log::open_database(path),
+pub(super) fn databases(journal_bytes: usize) -> Opener {
+    Arc::new(move |path, database| match database {
+        Database::Log => log::open_database(path, journal_bytes),
         Database::State => state::open_database(path),
     })
 }
@@ -102,7 +110,7 @@ impl NodeStorage {
     /// [`OpenError::Unusable`] when the directory can not be trusted to hold what its node has acknowledged. Nothing is
     /// moved then: whether this node may give up its data is for its fleet to say (see [`quarantine`]).
     pub fn open(directory: &Path, options: &OpenOptions) -> Result<Self, OpenError> {
-        Self::open_with(directory, options, &databases())
+        Self::open_with(directory, options, &databases(options.journal_bytes))
     }
 
     /// Like [`Self::open`], over any database.

@@ -10,6 +10,7 @@
 //! older state that the log carries forward, and no more than one checkpoint is ever on its way to the disk at a time.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -39,10 +40,13 @@ const APPLIED: &[u8] = b"applied";
 const FORMAT_VERSION: u32 = 1;
 
 /// So much that has changed is written without waiting any longer, in bytes.
-const CHECKPOINT_BYTES: usize = 512 * 1024;
+const CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
+
+/// So much of a replacement is written at once, in bytes.
+const REPLACEMENT_BYTES: usize = 512 * 1024;
 
 /// More that has changed makes `apply` wait for the disk, in bytes. It bounds a checkpoint.
-const DIRTY_LIMIT: usize = 1024 * 1024;
+const DIRTY_LIMIT: usize = 8 * 1024 * 1024;
 
 /// How old a change may become before it is written.
 const CHECKPOINT_PERIOD: Duration = Duration::from_secs(1);
@@ -86,7 +90,7 @@ struct Shared {
 /// What has been applied but not yet written.
 #[derive(Default)]
 struct Dirty {
-    changes: BTreeMap<RecordKey, Option<Record>>,
+    changes: BTreeMap<RecordKey, Owed>,
     bytes: usize,
     applied: Option<Applied>,
     since: Option<Instant>,
@@ -96,6 +100,13 @@ struct Dirty {
     urgent: bool,
     replacement: Option<(Tables, Applied)>,
     closing: bool,
+}
+
+/// What the disk is owed of a key.
+struct Owed {
+    record: Option<Record>,
+    /// Nothing that was handed to the disk before has the key.
+    created: bool,
 }
 
 /// What the thread last reached. The error ends it.
@@ -157,7 +168,7 @@ impl StateStore {
     /// # Errors
     /// When a value is too long to be stored, or the store has failed.
     pub async fn record(&self, changes: Vec<Change>, applied: Applied) -> Result<(), StoreError> {
-        for (key, record) in &changes {
+        for Change { key, record, .. } in &changes {
             if key.key.len() >= MAX_KEY {
                 let what = format!("a key of table {}", key.table.0);
                 return Err(StoreError::TooLarge { what, len: key.key.len(), max: MAX_KEY - 1 });
@@ -174,9 +185,8 @@ impl StateStore {
                 return Err(StoreError::Closed);
             }
             let first = dirty.since.is_none();
-            for (key, record) in changes {
-                dirty.bytes += key.key.len() + record.as_ref().map_or(0, |record| record.value.len()) + HEAD;
-                dirty.changes.insert(key, record);
+            for change in changes {
+                dirty.take(change);
             }
             dirty.note(applied);
             (first || dirty.bytes >= CHECKPOINT_BYTES, dirty.bytes >= DIRTY_LIMIT)
@@ -287,7 +297,31 @@ struct Checkpointer {
     publish: watch::Sender<Durable>,
 }
 
+fn size(key: &RecordKey, record: Option<&Record>) -> usize {
+    key.key.len() + record.map_or(0, |record| record.value.len()) + HEAD
+}
+
 impl Dirty {
+    /// What came and went since the last checkpoint never reaches the disk.
+    fn take(&mut self, Change { key, record, created }: Change) {
+        let more = size(&key, record.as_ref());
+        match self.changes.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(Owed { record, created });
+                self.bytes += more;
+            }
+            Entry::Occupied(mut entry) => {
+                self.bytes -= size(entry.key(), entry.get().record.as_ref());
+                if record.is_none() && entry.get().created {
+                    entry.remove();
+                } else {
+                    entry.get_mut().record = record;
+                    self.bytes += more;
+                }
+            }
+        }
+    }
+
     fn note(&mut self, applied: Applied) {
         self.applied = Some(applied);
         self.since.get_or_insert_with(Instant::now);
@@ -354,8 +388,8 @@ impl Checkpointer {
         }
         let Some(store) = &self.store else { return Err(StoreError::Closed) };
         let mut batch = Batch::default();
-        for (key, record) in &dirty.changes {
-            put(&mut batch, key, record.as_ref());
+        for (key, owed) in &dirty.changes {
+            put(&mut batch, key, owed.record.as_ref());
         }
         batch.put(SYS, APPLIED, applied.encode());
         store.write(batch)?;
@@ -376,7 +410,7 @@ impl Checkpointer {
         batch.put(SYS, FORMAT, FORMAT_VERSION.to_be_bytes());
         for (key, record) in tables.iter() {
             put(&mut batch, key, Some(record));
-            if batch.bytes() >= CHECKPOINT_BYTES {
+            if batch.bytes() >= REPLACEMENT_BYTES {
                 store.write(std::mem::take(&mut batch))?;
                 store.sync()?;
             }

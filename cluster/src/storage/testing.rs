@@ -13,7 +13,12 @@ use crate::ids::StoreId;
 
 /// Options for a directory of a test.
 pub(crate) fn options() -> OpenOptions {
-    OpenOptions { fresh_store_id: StoreId::random(), now: SystemTime::now(), tail: TailLimits::default() }
+    OpenOptions {
+        fresh_store_id: StoreId::random(),
+        now: SystemTime::now(),
+        tail: TailLimits::default(),
+        journal_bytes: 2 * 1024 * 1024,
+    }
 }
 
 /// Counts the writes and syncs of all databases of a node, and fails the one whose turn it is, and every later one.
@@ -77,7 +82,7 @@ impl Fault {
 
     /// Real databases under this fault.
     pub(crate) fn opener(self: &Arc<Self>) -> Opener {
-        let (fault, real) = (Arc::clone(self), databases());
+        let (fault, real) = (Arc::clone(self), databases(options().journal_bytes));
         Arc::new(move |path, database| Ok(fault.over(real(path, database)?)))
     }
 

@@ -191,7 +191,7 @@ async fn a_directory_of_the_first_format_is_taken_over() {
     storage.close().await.expect("closes");
 
     let raft = directory.path().join("raft");
-    let with_journal = databases()(&raft, Database::Log).expect("opens");
+    let with_journal = databases(options().journal_bytes)(&raft, Database::Log).expect("opens");
     let mut batch = Batch::default();
     for tree in &TREES {
         let mut visit = |key: &[u8], value: &[u8]| {

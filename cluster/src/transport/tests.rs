@@ -28,7 +28,7 @@ struct Seven;
 #[tonic::async_trait]
 impl Mesh for Seven {
     async fn propose(&self, _: Request<ProposeRequest>) -> Result<Response<ProposeAnswer>, Status> {
-        Ok(Response::new(ProposeAnswer { outcome: None }))
+        Ok(Response::new(ProposeAnswer { outcomes: Vec::new() }))
     }
 
     async fn pass_on(&self, _: Request<PassOnRequest>) -> Result<Response<PassOnAnswer>, Status> {

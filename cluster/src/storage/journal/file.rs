@@ -20,8 +20,11 @@ use std::os::unix::fs::FileExt;
 /// What the disk writes whole or not at all. Rewriting one never harms another.
 pub(super) const SECTOR: usize = 512;
 
-/// The length of a file.
-pub(super) const FILE_BYTES: usize = 2 * 1024 * 1024;
+/// The shortest file that there may be: one that takes the longest batch of the log.
+const SHORTEST: usize = 2 * 1024 * 1024;
+
+/// The longest.
+const LONGEST: usize = 1024 * 1024 * 1024;
 
 /// Where frames begin.
 pub(super) const FRAMES: usize = 2 * SECTOR;
@@ -130,14 +133,18 @@ fn long_number(bytes: &[u8], at: usize) -> u64 {
     u64::from(number(bytes, at)) | u64::from(number(bytes, at + 4)) << 32
 }
 
+/// The length of a file, if it is one that a file may have.
+pub(super) fn length(file: &File) -> Result<usize, Unreadable> {
+    let bytes = file.metadata().map_err(Unreadable::Io)?.len();
+    let length = usize::try_from(bytes).ok().filter(|length| (SHORTEST..=LONGEST).contains(length));
+    let length = length.filter(|length| length.is_multiple_of(SECTOR));
+    length.ok_or_else(|| Unreadable::Damaged(format!("its length is {bytes} bytes")))
+}
+
 /// Reads a file. `None` when it holds nothing newer than the epoch that is noted: it has not been used yet, or may be filled
 /// again, and what lies in it need not be whole.
 pub(super) fn read(file: &File, noted: u64) -> Result<Option<Found>, Unreadable> {
-    let length = file.metadata().map_err(Unreadable::Io)?.len();
-    if length != FILE_BYTES as u64 {
-        return Err(Unreadable::Damaged(format!("it has {length} bytes, not {FILE_BYTES}")));
-    }
-    let mut content = vec![0; FILE_BYTES];
+    let mut content = vec![0; length(file)?];
     file.read_exact_at(&mut content, 0).map_err(Unreadable::Io)?;
     let mut newest: Option<(Epoch, u64)> = None;
     for offset in [0, SECTOR] {
@@ -154,7 +161,7 @@ pub(super) fn read(file: &File, noted: u64) -> Result<Option<Found>, Unreadable>
         frames.push(writes.to_vec());
         end += room(FRAME_HEAD + writes.len());
     }
-    let later = (end..FILE_BYTES).step_by(SECTOR).find_map(|at| epoch.frame(&content, at));
+    let later = (end..content.len()).step_by(SECTOR).find_map(|at| epoch.frame(&content, at));
     if let Some((sequence, _)) = later {
         return Err(Unreadable::Damaged(format!("frame {} is broken, and frame {sequence} is not", frames.len())));
     }

@@ -8,9 +8,12 @@
 //! write --> newer (memory) + frame        sync --> frame into one of two files, fdatasync
 //!             | the file is full: the other one begins, with the next epoch
 //!             v
-//!           older (memory)  --> a slice of it into the database whenever there is time (tidy); when all of it is durable
-//!                               there, the database notes the epoch, and the file may be filled again
+//!           older (memory)  --> slice by slice into the database once the other file is nearly full (tidy); when all of it
+//!                               is durable there, the database notes the epoch, and the file may be filled again
 //! ```
+//!
+//! The database gets things late so that it gets few of them: what is overwritten or removed meanwhile it need not know. A
+//! log that is purged as fast as it grows never reaches it.
 //!
 //! Opening reads the epochs that the database has not noted back into memory, and writes nothing. What the database holds
 //! of them already does no harm: they are carried out again from their beginning, in order.
@@ -27,7 +30,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use self::file::{Epoch, FILE_BYTES, FRAME_HEAD, FRAMES, Found, Unreadable, room};
+use self::file::{Epoch, FRAME_HEAD, FRAMES, Found, Unreadable, room};
 use super::error::StoreError;
 use super::files::{exists, sibling, sync_directory};
 use super::store::{Batch, Store, Tree, Visitor};
@@ -83,6 +86,8 @@ struct Journal {
     frame: Vec<u8>,
     /// The epoch of what is older, if any of it is not noted in the database yet.
     older: Option<u64>,
+    /// The length of a file.
+    length: usize,
 }
 
 impl Overlay {
@@ -99,17 +104,25 @@ impl Overlay {
         self.0.get(&tree)?.range::<[u8], _>((from, below)).next().map(|(key, _)| key)
     }
 
-    /// A part of it, of one tree.
-    fn slice(&self, limit: usize) -> Option<(Tree, Batch)> {
+    /// A part of it, of one tree: how many keys, and of those what is not in `covered`.
+    fn slice(&self, limit: usize, covered: Option<&Self>) -> Option<(Tree, usize, Batch)> {
         let (tree, keys) = self.0.iter().next()?;
-        let mut batch = Batch::default();
-        for (key, value) in keys.iter().take(limit) {
+        let covered = covered.and_then(|covered| covered.0.get(tree));
+        let (mut batch, mut count) = (Batch::default(), 0);
+        for (key, value) in keys {
+            if batch.writes.len() >= limit {
+                break;
+            }
+            count += 1;
+            if covered.is_some_and(|covered| covered.contains_key(key)) {
+                continue;
+            }
             match value {
                 Some(value) => batch.put(*tree, key.as_slice(), value.as_slice()),
                 None => batch.remove(*tree, key.as_slice()),
             }
         }
-        Some((*tree, batch))
+        Some((*tree, count, batch))
     }
 
     fn drop_first(&mut self, tree: Tree, count: usize) {
@@ -145,7 +158,8 @@ impl Pending {
 }
 
 impl Journaled {
-    /// Puts a journal, which lies in the database's directory, in front of the database. Writes nothing.
+    /// Puts a journal, which lies in the database's directory, in front of the database. Writes nothing. Files that are made
+    /// get this length, in bytes; those that are there keep theirs.
     ///
     /// # Errors
     /// When the journal can not be read, or does not fit the database.
@@ -154,6 +168,7 @@ impl Journaled {
         inner: Arc<dyn Store>,
         trees: &[Tree],
         note: Note,
+        length: usize,
     ) -> Result<Self, StoreError> {
         let noted = match inner.get(note.tree, note.key)? {
             Some(noted) => Some(u64::from_be_bytes(noted.try_into().map_err(|_| StoreError::Damaged {
@@ -166,15 +181,17 @@ impl Journaled {
         let mut journal = Journal {
             files: None,
             epoch: Epoch { number: noted.unwrap_or(0), salt: 0 },
-            at: FILE_BYTES,
+            at: length,
             sequence: 0,
             frame: vec![0; FRAME_HEAD],
             older: None,
+            length,
         };
         match noted {
             None => unused(directory)?,
             Some(noted) => {
-                let (files, mut epochs) = read_files(directory, noted)?;
+                let (files, length, mut epochs) = read_files(directory, noted)?;
+                (journal.length, journal.at) = (length, length);
                 if let Some(last) = epochs.pop() {
                     journal.epoch = last.epoch;
                     journal.at = last.end;
@@ -222,8 +239,8 @@ impl Journaled {
     }
 
     /// Makes both files, whole, and then has the database note that there are some.
-    fn make_files(&self) -> Result<[File; 2], StoreError> {
-        let files = [make_file(&path(&self.directory, 0))?, make_file(&path(&self.directory, 1))?];
+    fn make_files(&self, length: usize) -> Result<[File; 2], StoreError> {
+        let files = [make_file(&path(&self.directory, 0), length)?, make_file(&path(&self.directory, 1), length)?];
         sync_directory(&self.directory)?;
         self.note(0, self.note.first.clone())?;
         Ok(files)
@@ -239,7 +256,7 @@ impl Journaled {
     /// Begins the next epoch in the other file, which nothing that matters is in once the older epoch is in the database.
     fn turn(&self, journal: &mut Journal) -> Result<(), StoreError> {
         if journal.files.is_none() {
-            journal.files = Some(self.make_files()?);
+            journal.files = Some(self.make_files(journal.length)?);
         }
         while journal.older.is_some() {
             self.drain(journal, true)?;
@@ -273,9 +290,22 @@ impl Journaled {
         if moving.is_none() {
             return Ok(());
         }
-        let slice = self.pending().older.slice(SLICE);
-        if let Some((tree, batch)) = slice {
-            let count = batch.writes.len();
+        let slice = {
+            let pending = self.pending();
+            // What is newer and durable comes to the database with its own epoch.
+            let durable = journal.frame.len() == FRAME_HEAD;
+            pending.older.slice(SLICE, durable.then_some(&pending.newer))
+        };
+        if let Some((tree, count, mut batch)) = slice {
+            // sled writes a removal down even where there is nothing to remove.
+            let mut known = Vec::with_capacity(batch.writes.len());
+            for write in batch.writes.drain(..) {
+                let (tree, key, value) = &write;
+                if value.is_some() || self.inner.get(*tree, key)?.is_some() {
+                    known.push(write);
+                }
+            }
+            batch.writes = known;
             self.inner.write(batch)?;
             self.pending().older.drop_first(tree, count);
         }
@@ -309,9 +339,9 @@ impl Store for Journaled {
                 encode(&mut journal.frame, number, key, value.as_deref());
             }
             let len = journal.frame.len();
-            if FRAMES + room(len) > FILE_BYTES {
+            if FRAMES + room(len) > journal.length {
                 journal.frame.truncate(before);
-                return Err(StoreError::TooLarge { what: "a batch".to_owned(), len, max: FILE_BYTES - FRAMES });
+                return Err(StoreError::TooLarge { what: "a batch".to_owned(), len, max: journal.length - FRAMES });
             }
             let mut pending = self.pending();
             for (tree, key, value) in batch.writes {
@@ -326,7 +356,7 @@ impl Store for Journaled {
             let mut journal = self.journal();
             let journal = &mut *journal;
             if journal.frame.len() > FRAME_HEAD {
-                if journal.at + room(journal.frame.len()) > FILE_BYTES {
+                if journal.at + room(journal.frame.len()) > journal.length {
                     self.turn(journal)?;
                 }
                 let (epoch, at) = (journal.epoch, journal.at);
@@ -343,7 +373,14 @@ impl Store for Journaled {
     }
 
     fn tidy(&self) -> Result<(), StoreError> {
-        self.guarded(|| self.drain(&mut self.journal(), false))
+        self.guarded(|| {
+            let mut journal = self.journal();
+            // Later would be too late for a part at a time.
+            if journal.at < journal.length / 4 * 3 {
+                return Ok(());
+            }
+            self.drain(&mut journal, false)
+        })
     }
 
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -424,15 +461,20 @@ fn unused(directory: &Path) -> Result<(), StoreError> {
 }
 
 /// The files, and the epochs in them that the database has not noted, at most two and in order.
-fn read_files(directory: &Path, noted: u64) -> Result<([File; 2], Vec<Found>), StoreError> {
+fn read_files(directory: &Path, noted: u64) -> Result<([File; 2], usize, Vec<Found>), StoreError> {
     let files = [open_file(&path(directory, 0))?, open_file(&path(directory, 1))?];
-    let mut epochs = Vec::new();
+    let (mut epochs, mut lengths) = (Vec::new(), Vec::new());
     for (number, file) in files.iter().enumerate() {
         let path = path(directory, number);
+        lengths.push(file::length(file).map_err(|why| unreadable(&path, why))?);
         // What was read need not be durable yet, and from now on is relied on: a process that died between a write and its
         // barrier leaves a frame that a loss of power may still take away.
         file.sync_data().map_err(|e| StoreError::io(format!("syncing {} before reading it", path.display()), e))?;
         epochs.extend(file::read(file, noted).map_err(|why| unreadable(&path, why))?);
+    }
+    let length = lengths.iter().copied().min().unwrap_or_default();
+    if lengths.iter().any(|other| *other != length) {
+        return Err(damaged(directory, format!("its files have {lengths:?} bytes")));
     }
     epochs.sort_by_key(|found| found.epoch.number);
     if epochs.iter().zip(noted + 1..).any(|(found, expected)| found.epoch.number != expected) {
@@ -448,7 +490,7 @@ fn read_files(directory: &Path, noted: u64) -> Result<([File; 2], Vec<Found>), S
         let why = format!("epoch {} has {} frames of {}", older.epoch.number, older.frames.len(), newer.before);
         return Err(damaged(directory, why));
     }
-    Ok((files, epochs))
+    Ok((files, length, epochs))
 }
 
 fn encode(frame: &mut Vec<u8>, tree: usize, key: &[u8], value: Option<&[u8]>) {
@@ -509,14 +551,14 @@ fn open_file(path: &Path) -> Result<File, StoreError> {
 }
 
 /// A file in zeros, of full length, durable but for its name.
-fn make_file(path: &Path) -> Result<File, StoreError> {
+fn make_file(path: &Path, length: usize) -> Result<File, StoreError> {
     let doing = |e| StoreError::io(format!("making {}", path.display()), e);
     let temporary = sibling(path, "new");
     let mut file =
         File::options().read(true).write(true).create(true).truncate(true).open(&temporary).map_err(doing)?;
     let zeros = vec![0; 64 * 1024];
-    for _ in 0..FILE_BYTES / zeros.len() {
-        file.write_all(&zeros).map_err(doing)?;
+    for at in (0..length).step_by(zeros.len()) {
+        file.write_all(&zeros[..zeros.len().min(length - at)]).map_err(doing)?;
     }
     file.sync_all().map_err(doing)?;
     fs::rename(&temporary, path).map_err(doing)?;

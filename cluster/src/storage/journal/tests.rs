@@ -16,6 +16,8 @@ const B: Tree = Tree("b");
 const META: Tree = Tree("meta");
 const TREES: [Tree; 3] = [A, B, META];
 
+const FILE_BYTES: usize = 2 * 1024 * 1024;
+
 fn note() -> Note {
     Note { tree: META, key: b"journal", first: Batch::default() }
 }
@@ -25,7 +27,7 @@ fn sled(directory: &TempDir) -> Arc<dyn Store> {
 }
 
 fn try_open(directory: &TempDir) -> Result<Journaled, StoreError> {
-    Journaled::open(&directory.path().join("db"), sled(directory), &TREES, note())
+    Journaled::open(&directory.path().join("db"), sled(directory), &TREES, note(), FILE_BYTES)
 }
 
 fn open(directory: &TempDir) -> Journaled {
@@ -180,7 +182,9 @@ fn a_damaged_head_a_short_file_and_a_missing_one_are_refused() {
     assert!(why(try_open(&directory)).contains("its head does not fit its checksum"));
     file.write_all_at(&heads, 0).expect("as it was");
     file.set_len(FILE_BYTES as u64 - 1).expect("is shorter");
-    assert!(why(try_open(&directory)).contains("bytes, not"));
+    assert!(why(try_open(&directory)).contains("its length is 2097151 bytes"));
+    file.set_len(FILE_BYTES as u64 * 2).expect("is longer");
+    assert!(why(try_open(&directory)).contains("its files have ["));
     file.set_len(FILE_BYTES as u64).expect("as it was");
     assert_eq!(get(&open(&directory), "key").as_deref(), Some(&b"value"[..]));
     fs::remove_file(path(&directory.path().join("db"), number)).expect("goes");
@@ -254,7 +258,7 @@ fn an_error_of_the_database_is_final_and_loses_nothing() {
     let directory = directory();
     let fault = Fault::never();
     let inner = fault.over(sled(&directory));
-    let store = Journaled::open(&directory.path().join("db"), inner, &TREES, note()).expect("opens");
+    let store = Journaled::open(&directory.path().join("db"), inner, &TREES, note(), FILE_BYTES).expect("opens");
     put_durably(&store, "first", b"1");
     fault.fail_at(1);
     let mut written = 0_u32;

@@ -29,12 +29,13 @@ pub(super) struct Recovered {
 }
 
 /// Opens, or makes, the database of a log, with its journal.
-pub(in crate::storage) fn open_database(directory: &Path) -> Result<Arc<dyn Store>, StoreError> {
+pub(in crate::storage) fn open_database(directory: &Path, journal_bytes: usize) -> Result<Arc<dyn Store>, StoreError> {
     let store = Arc::new(SledStore::open(directory, &TREES)?);
     check_format("the Raft log", store.get(META, FORMAT)?, FORMAT_VERSION)?;
     let mut first = Batch::default();
     first.put(META, FORMAT, FORMAT_VERSION.to_be_bytes());
-    Ok(Arc::new(Journaled::open(directory, store, &TREES, Note { tree: META, key: JOURNAL, first })?))
+    let note = Note { tree: META, key: JOURNAL, first };
+    Ok(Arc::new(Journaled::open(directory, store, &TREES, note, journal_bytes)?))
 }
 
 /// Reads the whole log, checking every entry, that none is missing, and that each belongs behind the one before.
