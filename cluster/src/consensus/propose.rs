@@ -186,3 +186,39 @@ fn refused(error: ClientWriteError<TypeConfig>) -> ProposeError {
         _ => ProposeError::Unknown { waited: Duration::ZERO, retry_key: None },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn submission(bytes: usize) -> (Submission, oneshot::Receiver<Result<Bytes, ProposeError>>) {
+        let origin = crate::rows::Origin { principal: "x".repeat(bytes), ..crate::rows::Origin::default() };
+        let (answer, answered) = oneshot::channel();
+        let command = Command { origin: Some(origin), ..Command::default() };
+        (Submission { command, from: From::Here, answer }, answered)
+    }
+
+    #[test]
+    fn what_waits_goes_together_up_to_a_number_and_a_length() {
+        let (queue, mut waiting) = mpsc::channel(QUEUE);
+        let mut callers = Vec::new();
+        for bytes in [1; 100].into_iter().chain([MAX_COMMAND; 40]) {
+            let (submission, answered) = submission(bytes);
+            queue.try_send(submission).ok().expect("there is room");
+            callers.push(answered);
+        }
+        // One in three gives up.
+        for caller in callers.iter_mut().step_by(3) {
+            caller.close();
+        }
+        let mut groups = Vec::new();
+        while let Ok(first) = waiting.try_recv() {
+            groups.push(gather(first, &mut waiting));
+        }
+        let bytes = |group: &Vec<Submission>| group.iter().map(|one| one.command.encoded_len()).sum::<usize>();
+        assert_eq!(groups.iter().map(Vec::len).sum::<usize>(), 140 - 47);
+        assert_eq!(groups[0].len(), TOGETHER);
+        assert!(groups.iter().all(|group| group.len() <= TOGETHER && bytes(group) <= BYTES_TOGETHER + 2 * MAX_COMMAND));
+        assert!(groups.len() >= 3, "they are too long for one");
+    }
+}

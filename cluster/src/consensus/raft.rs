@@ -339,6 +339,12 @@ impl Consensus {
 
     /// Writes of other nodes, if this one leads; for each there is an outcome.
     pub(super) async fn propose_for_others(&self, commands: Vec<Command>) -> Vec<Result<Bytes, ProposeError>> {
+        // Writes of this node that wait for another leader must not hold up the answer that it is not this one.
+        let leader = self.raft.server_metrics().borrow_watched().current_leader;
+        if leader != Some(self.node) {
+            let error = leader.map_or(ProposeError::NoLeader, ProposeError::NotLeader);
+            return vec![Err(error); commands.len()];
+        }
         join_all(commands.into_iter().map(|command| self.carry(command, From::AnotherNode))).await
     }
 

@@ -163,6 +163,39 @@ async fn a_replacement_and_what_follows_it_arrive_together() {
 }
 
 #[tokio::test]
+async fn what_comes_and_goes_between_two_checkpoints_never_reaches_the_disk() {
+    const TABLE: TableId = TableId(1);
+    let directory = tempfile::tempdir().expect("a directory");
+    let storage = open(&directory, &Fault::never());
+    let mut tables = Tables::default();
+    let record = async |tables: &mut Tables, index: u64| {
+        let applied = Applied { log_id: Some(id(index)), fingerprint: tables.fingerprint(), ..Applied::default() };
+        storage.state.record(tables.take_changes(), applied).await.expect("records");
+    };
+    tables.put(TABLE, "stays", "1", 1);
+    tables.put(TABLE, "goes", "1", 1);
+    record(&mut tables, 1).await;
+    storage.state.sync().await.expect("syncs");
+    assert_eq!(storage.state.stats().records, 2);
+    tables.put(TABLE, "came", "2", 2);
+    tables.put(TABLE, "came", "3", 2);
+    tables.remove(TABLE, "goes");
+    record(&mut tables, 2).await;
+    tables.remove(TABLE, "came");
+    // It is on the disk, whatever became of it since: it has to be removed there.
+    tables.put(TABLE, "goes", "4", 3);
+    tables.remove(TABLE, "goes");
+    record(&mut tables, 3).await;
+    storage.state.sync().await.expect("syncs");
+    assert_eq!(storage.state.stats().records, 3, "one more: the removal");
+    append(&storage, 1).await.expect("appends");
+    storage.close().await.expect("closes");
+    let storage = open(&directory, &Fault::never());
+    assert_eq!(storage.report.state_set_aside, None);
+    assert_eq!(storage.tables.iter().map(|(key, _)| key.key.clone()).collect::<Vec<_>>(), ["stays"]);
+}
+
+#[tokio::test]
 async fn a_purge_far_beyond_the_end_removes_only_what_is_there() {
     let directory = tempfile::tempdir().expect("a directory");
     let fault = Fault::never();

@@ -120,6 +120,21 @@ impl Epoch {
     }
 }
 
+impl Found {
+    /// Writes the last frame once more, as it is. A barrier that failed may leave it in memory and not on the disk, and no
+    /// later barrier writes it again, because the kernel takes it for written.
+    pub(super) fn repeat_last(&self, file: &File) -> io::Result<()> {
+        let Some((last, before)) = self.frames.split_last() else { return Ok(()) };
+        if before.is_empty() {
+            self.epoch.begin(file, self.before as u32)?;
+        }
+        let mut frame = vec![0; FRAME_HEAD];
+        frame.extend_from_slice(last);
+        self.epoch.complete(before.len() as u32, &mut frame);
+        file.write_all_at(&frame, (self.end - frame.len()) as u64)
+    }
+}
+
 /// How much room a frame of so many bytes takes up.
 pub(super) fn room(frame: usize) -> usize {
     frame.next_multiple_of(SECTOR)

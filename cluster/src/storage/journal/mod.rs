@@ -15,8 +15,8 @@
 //! The database gets things late so that it gets few of them: what is overwritten or removed meanwhile it need not know. A
 //! log that is purged as fast as it grows never reaches it.
 //!
-//! Opening reads the epochs that the database has not noted back into memory, and writes nothing. What the database holds
-//! of them already does no harm: they are carried out again from their beginning, in order.
+//! Opening reads the epochs that the database has not noted back into memory, and writes nothing but the last frame, as it
+//! is. What the database holds of them already does no harm: they are carried out again from their beginning, in order.
 
 mod file;
 #[cfg(test)]
@@ -489,6 +489,11 @@ fn read_files(directory: &Path, noted: u64) -> Result<([File; 2], usize, Vec<Fou
     {
         let why = format!("epoch {} has {} frames of {}", older.epoch.number, older.frames.len(), newer.before);
         return Err(damaged(directory, why));
+    }
+    if let Some(last) = epochs.last() {
+        let number = last.epoch.file();
+        let repeated = last.repeat_last(&files[number]).and_then(|()| files[number].sync_data());
+        repeated.map_err(|e| StoreError::io(format!("writing {} again", path(directory, number).display()), e))?;
     }
     Ok((files, length, epochs))
 }
