@@ -45,7 +45,7 @@ impl Forward {
         let sent = commands.len();
         let unknown = ProposeError::Unknown { waited: FORWARD_LIMIT, retry_key: None };
         let mut client = self.client(leader);
-        let error = match tokio::time::timeout(FORWARD_LIMIT, client.propose(ProposeRequest { commands })).await {
+        let error = match tokio::time::timeout(FORWARD_LIMIT, client.propose_all(ProposeRequest { commands })).await {
             Err(_) => unknown,
             Ok(Err(status)) if never_arrived(&status) => ProposeError::NoLeader,
             Ok(Err(status)) => {

@@ -25,7 +25,7 @@ use crate::rows::Command;
 pub(super) const QUEUE: usize = 1024;
 
 /// How many writes go together at most.
-const TOGETHER: usize = 64;
+pub(super) const TOGETHER: usize = 64;
 
 /// After so many bytes of commands no more are taken along.
 pub(super) const BYTES_TOGETHER: usize = 256 * 1024;
@@ -33,6 +33,12 @@ pub(super) const BYTES_TOGETHER: usize = 256 * 1024;
 /// How many groups are under way at once. With one the disk would rest while answers travel; with more the groups would be
 /// smaller, and each costs the same.
 const GROUPS: usize = 2;
+
+/// A group that takes longer does not count: the way is long, or it is stuck, and others need not be.
+const USUAL: Duration = Duration::from_millis(25);
+
+/// How many groups may take longer.
+const SLOW_GROUPS: usize = 64;
 
 /// Who wants a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +77,17 @@ impl Carrier {
 
     /// Carries what comes until nobody can send any more.
     pub async fn carry(self, mut submissions: mpsc::Receiver<Submission>) {
-        let mut under_way = FuturesUnordered::new();
+        let (mut under_way, mut slow) = (FuturesUnordered::new(), FuturesUnordered::new());
         loop {
             tokio::select! {
-                Some(()) = under_way.next() => {}
-                first = submissions.recv(), if under_way.len() < GROUPS => {
+                Some(taking) = under_way.next() => slow.extend(taking),
+                Some(()) = slow.next() => {}
+                first = submissions.recv(), if under_way.len() < GROUPS && slow.len() < SLOW_GROUPS => {
                     let Some(first) = first else { return };
-                    under_way.push(self.take(gather(first, &mut submissions)));
+                    let mut taking = Box::pin(self.take(gather(first, &mut submissions)));
+                    under_way.push(async {
+                        tokio::time::timeout(USUAL, &mut taking).await.is_err().then_some(taking)
+                    });
                 }
             }
         }
@@ -110,6 +120,7 @@ impl Carrier {
             return;
         }
         let outcomes = tokio::select! {
+            biased;
             outcomes = forward.propose(leader, commands) => outcomes,
             // It may be frozen. Who waits asks again, and then the one that leads by now.
             () = self.follows_another_than(leader) => return,
@@ -131,6 +142,9 @@ impl Carrier {
 
     /// Writes if this node leads: stamps the commands with the time and has them committed.
     async fn append(&self, group: Vec<Submission>) {
+        if group.is_empty() {
+            return;
+        }
         let time_ms = self.clock.now_ms();
         let (mut proposals, mut answers) = (Vec::with_capacity(group.len()), Vec::with_capacity(group.len()));
         for Submission { command, answer, .. } in group {
@@ -150,14 +164,22 @@ impl Carrier {
                 return answers.into_iter().for_each(|answer| drop(answer.send(Err(stopped.clone()))));
             }
         };
-        for answer in answers {
-            let outcome = match outcomes.next().await {
-                Some(Ok(Ok(done))) => Ok(done.response.0),
-                Some(Ok(Err(error))) => Err(refused(error)),
-                Some(Err(fatal)) => Err(ProposeError::Stopped(fatal.to_string())),
-                None => Err(ProposeError::Stopped("it has ended".to_owned())),
-            };
-            let _ = answer.send(outcome);
+        let answering = async {
+            for answer in answers {
+                let outcome = match outcomes.next().await {
+                    Some(Ok(Ok(done))) => Ok(done.response.0),
+                    Some(Ok(Err(error))) => Err(refused(error)),
+                    Some(Err(fatal)) => Err(ProposeError::Stopped(fatal.to_string())),
+                    None => Err(ProposeError::Stopped("it has ended".to_owned())),
+                };
+                let _ = answer.send(outcome);
+            }
+        };
+        tokio::select! {
+            biased;
+            () = answering => {}
+            // Raft answers what it has appended once its place in the log is decided here, which may be never.
+            () = self.follows_another_than(self.node) => {}
         }
     }
 }

@@ -15,6 +15,7 @@ use super::convert::{
     Malformed, append_from_wire, appended_to_wire, id_from_wire, transfer_from_wire, transferred_to_wire,
     vote_from_wire, vote_request_from_wire, vote_to_wire, voted_to_wire,
 };
+use super::propose::TOGETHER;
 use super::raft::{Consensus, Machine};
 use super::transfer::PASS_ON_LIMIT;
 use super::{ProposeError, ReadError};
@@ -150,9 +151,17 @@ pub(super) struct MeshService {
 
 #[tonic::async_trait]
 impl mesh_server::Mesh for MeshService {
-    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeAnswer>, Status> {
-        let commands = request.into_inner().commands.into_iter().map(Command::decode).collect::<Result<_, _>>();
+    async fn propose_all(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeAnswer>, Status> {
+        let commands = request.into_inner().commands;
+        if commands.len() > TOGETHER {
+            return Err(Status::invalid_argument(format!("{} commands; the limit is {TOGETHER}", commands.len())));
+        }
+        let commands = commands.into_iter().map(Command::decode).collect::<Result<Vec<_>, _>>();
         let commands = commands.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        // In the log it would stop every node that applies it.
+        if commands.iter().any(|command| command.body.is_none()) {
+            return Err(Status::invalid_argument("a command that this node does not know"));
+        }
         let outcomes = self.consensus.propose_for_others(commands).await;
         Ok(Response::new(ProposeAnswer { outcomes: outcomes.into_iter().map(to_wire).collect() }))
     }

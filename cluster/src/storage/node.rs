@@ -39,8 +39,8 @@ pub struct OpenOptions {
     pub now: SystemTime,
     /// How much of the log stays in memory.
     pub tail: TailLimits,
-    /// How long each of the two files of the log's journal is made, in bytes. What is purged before both are full is never
-    /// written a second time.
+    /// How long each of the two files of the log's journal is made, in bytes. What is purged before they are nearly full is
+    /// never written a second time.
     pub journal_bytes: usize,
 }
 

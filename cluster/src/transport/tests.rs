@@ -27,7 +27,7 @@ struct Seven;
 
 #[tonic::async_trait]
 impl Mesh for Seven {
-    async fn propose(&self, _: Request<ProposeRequest>) -> Result<Response<ProposeAnswer>, Status> {
+    async fn propose_all(&self, _: Request<ProposeRequest>) -> Result<Response<ProposeAnswer>, Status> {
         Ok(Response::new(ProposeAnswer { outcomes: Vec::new() }))
     }
 

@@ -23,7 +23,7 @@ pub(super) const SECTOR: usize = 512;
 /// The shortest file that there may be: one that takes the longest batch of the log.
 const SHORTEST: usize = 2 * 1024 * 1024;
 
-/// The longest.
+/// The longest file.
 const LONGEST: usize = 1024 * 1024 * 1024;
 
 /// Where frames begin.
@@ -114,6 +114,10 @@ impl Epoch {
             return None;
         }
         let (sequence, length, checksum) = (number(head, 4), number(head, 8), number(head, 12));
+        // No batch is longer. Bytes that only look like a head must not cost the sum of half the file each.
+        if length as usize > SHORTEST {
+            return None;
+        }
         let from = at + FRAME_HEAD;
         let writes = content.get(from..from.checked_add(length as usize)?)?;
         (self.checksum(sequence, writes) == checksum).then_some((sequence, writes))
@@ -146,6 +150,11 @@ fn number(bytes: &[u8], at: usize) -> u32 {
 
 fn long_number(bytes: &[u8], at: usize) -> u64 {
     u64::from(number(bytes, at)) | u64::from(number(bytes, at + 4)) << 32
+}
+
+/// The nearest length that a file may have.
+pub(super) fn allowed(length: usize) -> usize {
+    length.clamp(SHORTEST, LONGEST).next_multiple_of(SECTOR)
 }
 
 /// The length of a file, if it is one that a file may have.

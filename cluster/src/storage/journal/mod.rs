@@ -22,7 +22,7 @@ mod file;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::ops::{Bound, ControlFlow};
@@ -104,17 +104,16 @@ impl Overlay {
         self.0.get(&tree)?.range::<[u8], _>((from, below)).next().map(|(key, _)| key)
     }
 
-    /// A part of it, of one tree: how many keys, and of those what is not in `covered`.
-    fn slice(&self, limit: usize, covered: Option<&Self>) -> Option<(Tree, usize, Batch)> {
+    /// A part of it, of one tree: how many keys, and of those what is not covered.
+    fn slice(&self, limit: usize, covered: impl Fn(Tree, &[u8]) -> bool) -> Option<(Tree, usize, Batch)> {
         let (tree, keys) = self.0.iter().next()?;
-        let covered = covered.and_then(|covered| covered.0.get(tree));
         let (mut batch, mut count) = (Batch::default(), 0);
         for (key, value) in keys {
             if batch.writes.len() >= limit {
                 break;
             }
             count += 1;
-            if covered.is_some_and(|covered| covered.contains_key(key)) {
+            if covered(*tree, key) {
                 continue;
             }
             match value {
@@ -134,6 +133,10 @@ impl Overlay {
                 self.0.remove(&tree);
             }
         }
+    }
+
+    fn len(&self) -> usize {
+        self.0.values().map(BTreeMap::len).sum()
     }
 
     fn is_empty(&self) -> bool {
@@ -177,6 +180,7 @@ impl Journaled {
             })?)),
             None => None,
         };
+        let length = file::allowed(length);
         let mut pending = Pending::default();
         let mut journal = Journal {
             files: None,
@@ -290,22 +294,17 @@ impl Journaled {
         if moving.is_none() {
             return Ok(());
         }
+        let gathering = self.gathering(journal)?;
         let slice = {
             let pending = self.pending();
             // What is newer and durable comes to the database with its own epoch.
-            let durable = journal.frame.len() == FRAME_HEAD;
-            pending.older.slice(SLICE, durable.then_some(&pending.newer))
+            let covered = |tree, key: &[u8]| {
+                let newer = pending.newer.get(tree, key).is_some();
+                newer && !gathering.get(&tree).is_some_and(|keys| keys.contains(key))
+            };
+            pending.older.slice(SLICE, covered)
         };
-        if let Some((tree, count, mut batch)) = slice {
-            // sled writes a removal down even where there is nothing to remove.
-            let mut known = Vec::with_capacity(batch.writes.len());
-            for write in batch.writes.drain(..) {
-                let (tree, key, value) = &write;
-                if value.is_some() || self.inner.get(*tree, key)?.is_some() {
-                    known.push(write);
-                }
-            }
-            batch.writes = known;
+        if let Some((tree, count, batch)) = slice {
             self.inner.write(batch)?;
             self.pending().older.drop_first(tree, count);
         }
@@ -317,6 +316,16 @@ impl Journaled {
             journal.older = None;
         }
         Ok(())
+    }
+
+    /// The keys of the next frame, which is not durable yet.
+    fn gathering(&self, journal: &Journal) -> Result<BTreeMap<Tree, BTreeSet<Vec<u8>>>, StoreError> {
+        let mut keys: BTreeMap<Tree, BTreeSet<Vec<u8>>> = BTreeMap::new();
+        for_each_write(&journal.frame[FRAME_HEAD..], &self.trees, |tree, key, _| {
+            keys.entry(tree).or_default().insert(key);
+        })
+        .map_err(|why| damaged(&self.directory, why))?;
+        Ok(keys)
     }
 
     fn io(&self, doing: &str, epoch: Epoch, error: std::io::Error) -> StoreError {
@@ -375,11 +384,18 @@ impl Store for Journaled {
     fn tidy(&self) -> Result<(), StoreError> {
         self.guarded(|| {
             let mut journal = self.journal();
-            // Later would be too late for a part at a time.
-            if journal.at < journal.length / 4 * 3 {
+            let eighth = journal.length / 8;
+            if journal.at < 6 * eighth {
                 return Ok(());
             }
-            self.drain(&mut journal, false)
+            self.drain(&mut journal, false)?;
+            // What is left when the file is full is in the way of an append.
+            let mut left = usize::MAX;
+            while journal.at >= 7 * eighth && journal.older.is_some() && self.pending().older.len() < left {
+                left = self.pending().older.len();
+                self.drain(&mut journal, false)?;
+            }
+            Ok(())
         })
     }
 
@@ -509,12 +525,20 @@ fn encode(frame: &mut Vec<u8>, tree: usize, key: &[u8], value: Option<&[u8]>) {
 
 fn replay(found: &Found, trees: &[Tree], overlay: &mut Overlay) -> Result<(), String> {
     for frame in &found.frames {
-        let mut rest = frame.as_slice();
-        while !rest.is_empty() {
-            let (tree, key, value) = decode(&mut rest).ok_or("a frame ends within a write")?;
-            let tree = trees.get(tree).ok_or_else(|| format!("it names tree {tree}"))?;
-            overlay.set(*tree, key, value);
-        }
+        for_each_write(frame, trees, |tree, key, value| overlay.set(tree, key, value))?;
+    }
+    Ok(())
+}
+
+fn for_each_write(
+    mut rest: &[u8],
+    trees: &[Tree],
+    mut visit: impl FnMut(Tree, Vec<u8>, Option<Vec<u8>>),
+) -> Result<(), String> {
+    while !rest.is_empty() {
+        let (tree, key, value) = decode(&mut rest).ok_or("a frame ends within a write")?;
+        let tree = trees.get(tree).ok_or_else(|| format!("it names tree {tree}"))?;
+        visit(*tree, key, value);
     }
     Ok(())
 }

@@ -378,6 +378,26 @@ fn what_is_removed_and_not_yet_durably_so_reaches_the_database_with_its_epoch() 
 }
 
 #[test]
+fn what_the_frame_removes_for_which_the_file_is_full_is_there_until_the_frame_is() {
+    let directory = directory();
+    let store = open(&directory);
+    put_durably(&store, "first", b"value");
+    put_durably(&store, "kept", b"value");
+    while store.journal().epoch.number < 2 || store.journal().at < FILE_BYTES - 20_000 {
+        put(&store, "key", &[1; 16_000]);
+        store.sync().expect("syncs");
+    }
+    assert!(store.journal().older.is_some());
+    let mut removal = Batch::default();
+    removal.remove(A, *b"kept");
+    store.write(removal).expect("is written, and not synced");
+    store.turn(&mut store.journal()).expect("the next epoch begins");
+    assert_eq!(store.journal().epoch.number, 3);
+    drop(store);
+    assert_eq!(get(&open(&directory), "kept").as_deref(), Some(&b"value"[..]));
+}
+
+#[test]
 fn the_last_frame_is_written_again_as_it_was() {
     let directory = directory();
     for frames in 1..4 {
