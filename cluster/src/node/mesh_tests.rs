@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -21,6 +22,9 @@ use crate::rows::{
 };
 use crate::sealing::{SecretText, generate_key};
 use crate::state::key_hash;
+use crate::transport::{Inject, Purpose};
+use crate::wire::ProposeRequest;
+use crate::wire::mesh_client::MeshClient;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -174,6 +178,24 @@ async fn three_nodes_vote_and_each_writes_and_reads_for_all() {
     for index in 0..3 {
         fleet.stop(index).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_node_sends_is_looked_at_before_it_is_in_the_log() {
+    let fleet = Fleet::of_three().await;
+    let leader = eventually("a leader", || fleet.leader()).await;
+    let sender = fleet.node((leader + 1) % 3);
+    let to = fleet.node(leader).identity().node;
+    let inject = Inject { registered: Arc::clone(sender.channels.registered()), to };
+    let mut client = MeshClient::with_interceptor(sender.channels.to(to, Purpose::Calls), inject);
+    let before = fleet.node(leader).consensus().status().last_log;
+    // Without a body, as an older node sees what it does not know; no command at all; too many.
+    for commands in [vec![Bytes::new()], vec![Bytes::from_static(b"\xff")], vec![Bytes::new(); 65]] {
+        let refused = client.propose_all(ProposeRequest { commands }).await.expect_err("is refused");
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+    }
+    assert_eq!(fleet.node(leader).consensus().status().last_log, before);
+    set_port(sender, 2000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
