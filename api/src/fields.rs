@@ -148,6 +148,33 @@ impl Fields {
         self.take(field, "must be an object", read)
     }
 
+    /// A list, item by item. What is wrong with one is said of `field[number]`.
+    pub fn list<T>(
+        &mut self,
+        field: &str,
+        limit: usize,
+        mut read: impl FnMut(Value) -> Result<T, String>,
+    ) -> Given<Vec<T>> {
+        let given = self.take(field, "must be an array", |value| match value {
+            Value::Array(items) => Some(items),
+            _ => None,
+        });
+        given.map(|items| {
+            if items.len() > limit {
+                self.wrong(field, format!("must have at most {limit} items"));
+                return Vec::new();
+            }
+            let mut read_items = Vec::with_capacity(items.len());
+            for (number, item) in items.into_iter().enumerate() {
+                match read(item) {
+                    Ok(item) => read_items.push(item),
+                    Err(why) => self.wrong(&format!("{field}[{number}]"), why),
+                }
+            }
+            read_items
+        })
+    }
+
     /// One of these words.
     pub fn word(&mut self, field: &str, words: &[&'static str]) -> Given<&'static str> {
         let why = format!("must be one of {}", words.join(", "));

@@ -91,6 +91,11 @@ number! {
 }
 
 number! {
+    /// A deployment. It comes from a counter in the replicated state.
+    DeploymentId
+}
+
+number! {
     /// A leader's time in office: the log index of its `TakeOffice`. Commands of a duty carry it, and those of an older
     /// office are refused.
     Office

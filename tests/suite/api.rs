@@ -5,6 +5,8 @@
 mod auth;
 #[path = "api/cli.rs"]
 mod cli;
+#[path = "api/deployments.rs"]
+mod deployments;
 #[path = "api/errors.rs"]
 mod errors;
 #[path = "api/fleet.rs"]

@@ -3,6 +3,7 @@
 mod audit;
 mod cluster;
 mod credentials;
+mod deployments;
 mod health;
 mod models;
 mod nodes;
@@ -100,6 +101,7 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
         .merge(settings::router())
         .merge(cluster::router())
         .merge(credentials::router())
+        .merge(deployments::router())
         .merge(audit::router())
         .fallback(no_route);
     let resources = with_wrong_method(resources).layer(middleware::from_fn_with_state(state.clone(), guard));

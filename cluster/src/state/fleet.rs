@@ -29,7 +29,9 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::DeleteModel(_)
         | Body::CreateCredential(_)
         | Body::UpdateCredential(_)
-        | Body::DeleteCredential(_) => 1,
+        | Body::DeleteCredential(_)
+        | Body::CreateDeployment(_)
+        | Body::DeleteDeployment(_) => 1,
     }
 }
 
@@ -65,6 +67,7 @@ pub(super) fn bootstrap(step: &mut Step<'_>, command: &rows::Bootstrap) -> Resul
         next_credential: 1,
         ca_certificate: command.ca_certificate.clone(),
         generation: 1,
+        next_deployment: 0,
     };
     for fields in &command.credentials {
         credentials::insert(step, &mut fleet, fields)?;

@@ -2,6 +2,7 @@
 
 mod audit;
 mod credentials;
+mod deployments;
 mod fleet;
 mod keys;
 mod machine;
@@ -21,6 +22,7 @@ mod tests;
 use bytes::Bytes;
 
 pub use credentials::{has_expired, key_hash};
+pub use deployments::environment_name;
 pub use fleet::{FEATURE_LEVELS, NODE_LIMIT};
 pub use keys::RECOVERY;
 pub use machine::Fleet;

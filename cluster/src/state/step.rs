@@ -54,6 +54,8 @@ tables! {
     Marker = 13,
     /// By number.
     RemovedNode = 14,
+    /// By number.
+    Deployment = 20,
 }
 
 /// The longest row, in bytes as encoded.

@@ -808,3 +808,36 @@ fn a_repeated_write_of_a_process_that_is_forgotten_or_not_that_far_is_refused() 
     assert_eq!(replica.refused_once(Some(again(3)), settings()), RefusalKind::AnswerGone, "it is being forgotten");
     assert_eq!(refusal(&replica.run_once(Some(write(1, 6, "b")), settings())), None, "a new one is not held up");
 }
+
+#[test]
+fn a_deployment_has_a_number_of_its_own_and_takes_its_secrets_with_it() {
+    let mut replica = Replica::founded();
+    let id = Uuid::from_u128(7);
+    let environment =
+        |values| rows::Environment { id: id.as_bytes().to_vec().into(), keys: vec!["K".to_owned()], values };
+    let sealed = Sealed { key_version: 1, ..Sealed::default() };
+    let create = rows::CreateDeployment { environment: Some(environment(Some(sealed.clone()))), ..Default::default() };
+    let run = |replica: &mut Replica| {
+        let answer = replica.run(Body::CreateDeployment(create.clone()));
+        let Some(Outcome::Deployment(rows::DeploymentAnswer { deployment: Some(row), .. })) = answer.outcome else {
+            panic!("no deployment: {answer:?}");
+        };
+        row
+    };
+    let first = run(&mut replica);
+    assert_eq!((first.id, first.environment), (1, Some(environment(None))));
+    let name = super::environment_name(id);
+    assert_eq!(replica.view().secret(&name).expect("readable"), Some(sealed));
+    let wish = rows::Wish { node_id: Some(9), ..rows::Wish::default() };
+    let nowhere = rows::CreateDeployment { wish: Some(wish), ..create.clone() };
+    assert_eq!(replica.refused(Body::CreateDeployment(nowhere)), RefusalKind::NotFound);
+    let delete = |id, seen: &[u64]| {
+        let precondition = (!seen.is_empty()).then(|| Precondition { mod_index: seen.to_vec() });
+        Body::DeleteDeployment(rows::DeleteDeployment { id, precondition })
+    };
+    assert_eq!(replica.refused(delete(1, &[1])), RefusalKind::PreconditionFailed);
+    assert_eq!(replica.refused(delete(2, &[])), RefusalKind::NotFound);
+    replica.run(delete(1, &[first.created_index]));
+    assert_eq!((replica.count::<rows::Deployment>(), replica.count::<rows::Secret>()), (0, 0));
+    assert_eq!(run(&mut replica.restored()).id, 2, "a number is never given twice");
+}

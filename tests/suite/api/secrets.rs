@@ -50,6 +50,8 @@ fn read_everything(api: &Api, answers: &mut Vec<Answer>) {
         "/api/credentials",
         "/api/credentials/1",
         "/api/audit",
+        "/api/deployments",
+        "/api/deployments/1/manifest",
         "/metrics",
         "/openapi.json",
     ] {
@@ -85,6 +87,11 @@ fn no_secret_stands_in_clear_on_the_disk_in_the_log_or_in_an_answer() {
     let made = json!({"kind": "console", "label": "kept", "role": "viewer"});
     let created = admin.post_once("/api/credentials", &made, "a credential").expect(201);
     let new_key = created.body["key"].as_str().expect("a key").to_owned();
+    let deployment = json!({"model_name": "org/m", "gpu_memory_fraction": 0.5});
+    let environment = |value: Value| with(&deployment, &json!({"env_vars": [{"key": "INNOCENT", "value": value}]}));
+    answers.push(admin.post("/api/deployments", &environment(json!("sk-CANARY-tenth"))).expect(201));
+    answers.push(admin.post("/api/deployments", &environment(json!(["sk-CANARY-eleventh"]))).expect(422));
+    answers.push(admin.post("/api/deployments", &environment(json!("sk-CANARY-twelfth".repeat(900)))).expect(422));
     // A wrong key may be a right one with a slip of the hand.
     answers.push(fleet.anybody().with_key("sk-CANARY-ninth").get("/api/models").expect(401));
     read_everything(&admin, &mut answers);
