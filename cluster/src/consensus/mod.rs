@@ -11,6 +11,7 @@ mod network;
 mod propose;
 mod raft;
 mod service;
+mod snapshots;
 mod state_machine;
 mod timing;
 mod transfer;

@@ -24,7 +24,7 @@ use super::network::{MESSAGE_LIMIT, Network};
 use super::propose::{BYTES_TOGETHER, Carrier, From, QUEUE, Submission};
 use super::service::{MeshService, RaftService};
 use super::timing::Timing;
-use super::{LogStore, StateMachine, TypeConfig};
+use super::{LogStore, StateMachine, TypeConfig, snapshots};
 use crate::clock::Clock;
 use crate::ids::NodeId;
 use crate::rows::{Answer, ClientSeq, Command, Once, Origin, command, once};
@@ -62,9 +62,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the leader's stamp adds to a command at most, in bytes.
 const STAMP: usize = 11;
-
-/// After so many entries a snapshot is built, and so many are kept behind it for those who lag.
-const SNAPSHOT_ENTRIES: u64 = 5000;
 
 /// Whether this node leads, as far as it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,8 +128,8 @@ pub struct Consensus {
     /// How to ask the leader; a node that founds a fleet has nobody to ask.
     pub(super) forward: Option<Arc<Forward>>,
     to_log: mpsc::Sender<Submission>,
-    /// Carries what is sent there; ends with this value.
-    carrying: AbortOnDropHandle<()>,
+    /// Carries what is sent there, and has snapshots built; they end with this value.
+    tasks: [AbortOnDropHandle<()>; 2],
     to_reads: mpsc::Sender<Waiting>,
     reads: Mutex<Option<mpsc::Receiver<Waiting>>>,
 }
@@ -162,11 +159,12 @@ fn raft_config(timing: Timing) -> Result<openraft::Config, String> {
         election_timeout_max: millis(max),
         install_snapshot_timeout: 60_000,
         max_payload_entries: 64,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-        max_in_snapshot_log_to_keep: SNAPSHOT_ENTRIES,
+        // See `snapshots`.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: snapshots::ENTRIES,
         // The default purges on nearly every entry.
         purge_batch_size: 256,
-        replication_lag_threshold: 4 * SNAPSHOT_ENTRIES,
+        replication_lag_threshold: 4 * snapshots::ENTRIES,
         // openraft's default for both is off.
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(2 * millis(max)),
@@ -203,7 +201,8 @@ impl Consensus {
         let forward = options.channels.map(|channels| Arc::new(Forward { channels }));
         let (to_log, submissions) = mpsc::channel(QUEUE);
         let carrier = Carrier::new(raft.clone(), options.node, options.clock, forward.clone());
-        let carrying = AbortOnDropHandle::new(tokio::spawn(carrier.carry(submissions)));
+        let building = snapshots::build(raft.clone(), Arc::clone(&published));
+        let tasks = [tokio::spawn(carrier.carry(submissions)), tokio::spawn(building)].map(AbortOnDropHandle::new);
         let mut client = [0; 16];
         client[..8].copy_from_slice(&options.node.0.to_be_bytes());
         client[8..].copy_from_slice(&options.process.to_be_bytes());
@@ -220,7 +219,7 @@ impl Consensus {
             lock,
             forward,
             to_log,
-            carrying,
+            tasks,
             to_reads,
             reads: Mutex::new(Some(reads)),
         };
@@ -586,7 +585,7 @@ impl Consensus {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "Raft does not stop in an orderly way");
         }
-        self.carrying.abort();
+        self.tasks.iter().for_each(|task| task.abort());
         self.log.close().await.and(self.state.close().await)
     }
 }

@@ -55,12 +55,18 @@ impl Duty for Membership {
     }
 
     fn run(&self, leader: Leader) -> BoxFuture<'static, ()> {
-        let mut autopilot = Autopilot { rules: *self, begun: Instant::now(), healthy: Vec::new(), reminded: None };
+        let mut autopilot =
+            Autopilot { rules: *self, begun: Instant::now(), healthy: Vec::new(), reminded: None, said: Step::Nothing };
         Box::pin(async move {
+            let mut failed = None;
             loop {
-                if let Err(error) = autopilot.pass(&leader).await {
+                let outcome = autopilot.pass(&leader).await.err();
+                if let Some(error) = &outcome
+                    && outcome != failed
+                {
                     tracing::warn!(error, "the members of Raft do not change yet");
                 }
+                failed = outcome;
                 tokio::time::sleep(PERIOD).await;
             }
         })
@@ -88,7 +94,7 @@ struct Seen {
 }
 
 /// What is to be done next.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Nothing,
     /// A dead voter can not be replaced.
@@ -105,13 +111,19 @@ struct Autopilot {
     /// Since when each standby has been in good health.
     healthy: Vec<(NodeId, Instant)>,
     reminded: Option<Instant>,
+    /// What was said to be done last.
+    said: Step,
 }
 
 impl Autopilot {
     async fn pass(&mut self, leader: &Leader) -> Result<(), String> {
         let consensus = leader.consensus();
         let seen = self.look(leader)?;
-        match next(&seen) {
+        let step = next(&seen);
+        // One that does not succeed is tried again four times a second.
+        let new = step != self.said;
+        self.said = step.clone();
+        match step {
             Step::Nothing => Ok(()),
             Step::Stuck(dead) => {
                 if self.reminded.is_none_or(|at| at.elapsed() >= REMIND) {
@@ -121,15 +133,21 @@ impl Autopilot {
                 Ok(())
             }
             Step::Add(nodes) => {
-                tracing::info!(?nodes, "new nodes hold the log from now on");
+                if new {
+                    tracing::info!(?nodes, "new nodes hold the log from now on");
+                }
                 consensus.add_standbys(nodes).await
             }
             Step::Vote(voters) => {
-                tracing::info!(?voters, before = ?seen.voters, "these nodes vote from now on");
+                if new {
+                    tracing::info!(?voters, before = ?seen.voters, "these nodes vote from now on");
+                }
                 consensus.set_voters(voters).await
             }
             Step::Remove(nodes) => {
-                tracing::info!(?nodes, "these nodes no longer hold the log");
+                if new {
+                    tracing::info!(?nodes, "these nodes no longer hold the log");
+                }
                 consensus.remove_standbys(nodes).await
             }
         }

@@ -18,7 +18,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -67,6 +67,9 @@ const PROGRESS: Duration = Duration::from_secs(10);
 
 /// How many connections of other nodes' gateways wait for whoever serves them.
 const ASKERS: usize = 64;
+
+/// How often it is said again what the fleet waits for.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// How long to wait before trying again what failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -375,6 +378,7 @@ impl Node {
     /// Waits until it is this node's turn to go by another timing, and returns which. Raft reads it once: the node has to be
     /// started anew for it, with [`NodeOptions::step`].
     pub async fn next_timing(&self) -> Timing {
+        let mut told = Instant::now();
         loop {
             tokio::time::sleep(PAUSE).await;
             let Ok((settings, _)) = self.consensus.local().settings() else { continue };
@@ -391,6 +395,11 @@ impl Node {
             let fleet = turn::Fleet { own: status.node, leader: status.leader, voters, timings: &timings, wanted };
             if let Some(step) = fleet.next() {
                 return step;
+            }
+            let silent = fleet.silent();
+            if !silent.is_empty() && told.elapsed() >= TELL_AGAIN {
+                told = Instant::now();
+                tracing::warn!(?silent, ?wanted, "these voters do not answer, and the fleet's timing waits for them");
             }
         }
     }

@@ -45,6 +45,11 @@ impl Fleet<'_> {
         turn.then(|| Timing::ALL.get(step).copied()).flatten()
     }
 
+    /// The voters that do not answer: while one of them is missing, another may not be.
+    pub fn silent(&self) -> BTreeSet<NodeId> {
+        self.voters.iter().copied().filter(|voter| !self.timings.contains_key(voter)).collect()
+    }
+
     /// Nobody is to wait for this one. One that is alone has nobody to be missed by.
     fn majority_without_this_one(&self) -> bool {
         let others = self.voters.iter().filter(|voter| **voter != self.own && self.timings.contains_key(voter)).count();
@@ -95,6 +100,9 @@ mod tests {
     #[test]
     fn who_does_not_answer_is_waited_for_while_it_is_needed_for_a_majority() {
         assert_eq!(next(1, &[Some(Mesh), Some(Mesh), None], Lan), None, "a voter is down");
+        let (voters, timings) = ([1, 2, 3].map(NodeId).into(), [(NodeId(1), Mesh), (NodeId(2), Mesh)].into());
+        let lame = Fleet { own: NodeId(1), leader: Some(NodeId(2)), voters: &voters, timings: &timings, wanted: Lan };
+        assert_eq!(lame.silent(), [NodeId(3)].into(), "which is told");
         assert_eq!(next(1, &[Some(Mesh), Some(Mesh), Some(Mesh), None], Lan), Some(Lan), "a standby is not waited for");
         assert_eq!(next(1, &[Some(Lan), Some(Mesh), Some(Mesh)], Lan), None, "it has it already");
         let (voters, timings) = ([NodeId(1)].into(), [(NodeId(1), Mesh)].into());

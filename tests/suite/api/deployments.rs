@@ -69,7 +69,7 @@ fn what_is_said_of_a_deployment_is_kept_and_shown_but_for_its_secrets() {
     }
     // What was answered can be sent back, without its values.
     let again = with(&created, &json!({"env_vars": [], "status": "stopped"}));
-    admin.post("/api/deployments", &again).expect(201);
+    let _ = admin.post("/api/deployments", &again).expect(201);
     fleet.kill();
     fleet.restart();
     assert_eq!(fleet.admin().get("/api/deployments/1").expect(200).body, created);
@@ -82,7 +82,7 @@ fn deployments_are_listed_newest_first_until_they_are_deleted() {
     let admin = fleet.admin();
     assert_eq!(admin.get("/api/deployments/").expect(200).body, json!([]));
     for name in ["a", "b", "c", "d"] {
-        admin.post("/api/deployments", &with(&deployment(), &json!({"model_name": name}))).expect(201);
+        let _ = admin.post("/api/deployments", &with(&deployment(), &json!({"model_name": name}))).expect(201);
     }
     let ids = |path: &str| {
         let list = admin.get(path).expect(200).body;
@@ -185,12 +185,12 @@ fn operators_make_and_delete_deployments_and_viewers_only_look() {
         admin.with_key(made.body["key"].as_str().expect("a key"))
     };
     let (operator, viewer) = (with_role("operator"), with_role("viewer"));
-    operator.post("/api/deployments", &deployment()).expect(201);
+    let _ = operator.post("/api/deployments", &deployment()).expect(201);
     viewer.post("/api/deployments", &deployment()).is_error(403, "FORBIDDEN");
     viewer.delete("/api/deployments/1").is_error(403, "FORBIDDEN");
     assert_eq!(viewer.get("/api/deployments").expect(200).body.as_array().map(Vec::len), Some(1));
     fleet.anybody().get("/api/deployments").is_error(401, "UNAUTHORIZED");
-    operator.delete("/api/deployments/1").expect(200);
+    let _ = operator.delete("/api/deployments/1").expect(200);
 }
 
 #[test]
