@@ -201,27 +201,28 @@ impl Worker {
             Route::Health => return Ok(json(Bytes::from_static(br#"{"status":"healthy"}"#))),
             Route::Models => {
                 let listed = self.with_replica(|resolver, replica| {
-                    resolver.admit(replica, request.headers())?;
-                    resolver.list(replica)
+                    let (_, access) = resolver.admit(replica, request.headers())?;
+                    resolver.list(replica, access)
                 });
                 return listed.map(json);
             }
             Route::Model(name) => {
                 let listed = self.with_replica(|resolver, replica| {
-                    resolver.admit(replica, request.headers())?;
-                    resolver.listed(replica, &name)
+                    let (_, access) = resolver.admit(replica, request.headers())?;
+                    resolver.listed(replica, &name, access)
                 });
                 return listed.map(json);
             }
             Route::Call(endpoint) => endpoint,
             Route::Unknown => return Err(GatewayError::NoRoute),
         };
-        let settings = self.with_replica(|resolver, replica| resolver.admit(replica, request.headers()))?;
+        let (settings, access) = self.with_replica(|resolver, replica| resolver.admit(replica, request.headers()))?;
         let traceparent = request.headers_mut().remove(TRACEPARENT);
         let gateway = &self.0.gateway;
         let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
         let (written, name) = body.model()?;
-        let target = self.with_replica(|resolver, replica| resolver.model(replica, &name, &gateway.shared))?;
+        let target =
+            self.with_replica(|resolver, replica| resolver.permitted(replica, &name, access, &gateway.shared))?;
         model.clone_from(&target.name);
         let (timeout, request_id) = (settings.timeout, request_id.clone());
         Box::pin(Call { target, endpoint, body, written, name, request_id, traceparent, timeout }.run()).await

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use muster_cluster::ids::ModelId;
-use muster_cluster::rows::{Model, credential_fields::Kind};
-use muster_cluster::state::{Stored, View, api_key_name, key_hash};
+use muster_cluster::rows::Model;
+use muster_cluster::state::{Stored, View, api_key_name, key_hash, scope};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -49,6 +49,15 @@ pub(super) struct GatewaySettings {
 #[derive(Clone, Copy, Debug)]
 struct Key {
     expires_ms: Option<u64>,
+    access: Access,
+}
+
+/// What a key may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Everything,
+    /// Deployments that it names, and so no model of the registry.
+    Deployments,
 }
 
 #[derive(Clone, Debug)]
@@ -76,8 +85,8 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 impl Resolver {
-    /// Lets in who has a key of the gateway.
-    pub fn admit(&mut self, replica: &Replica, headers: &HeaderMap) -> Result<GatewaySettings, GatewayError> {
+    /// Lets in who has a key of the gateway, and says what the key may use.
+    pub fn admit(&mut self, replica: &Replica, headers: &HeaderMap) -> Result<(GatewaySettings, Access), GatewayError> {
         let published = &replica.published;
         let settings = published.with(|view| self.settings(view))?;
         if !settings.enabled {
@@ -88,10 +97,10 @@ impl Resolver {
         }
         let key = bearer(headers).ok_or(GatewayError::InvalidKey("send a key as Authorization: Bearer"))?;
         const UNKNOWN: GatewayError = GatewayError::InvalidKey("this key is unknown, expired or revoked");
-        let Key { expires_ms } = published.with(|view| self.key(view, key))?.ok_or(UNKNOWN)?;
+        let Key { expires_ms, access } = published.with(|view| self.key(view, key))?.ok_or(UNKNOWN)?;
         match expires_ms {
             Some(expires) if expires <= published.time()?.0 => Err(UNKNOWN),
-            _ => Ok(settings),
+            _ => Ok((settings, access)),
         }
     }
 
@@ -122,8 +131,11 @@ impl Resolver {
             return Ok(Some(*key));
         }
         let found = view.credential_by_hash(&hash)?.and_then(|(_, credential)| {
-            let is_gateway = matches!(credential.fields?.kind, Some(Kind::Gateway(_)));
-            is_gateway.then_some(Key { expires_ms: credential.expires_ms })
+            let access = match scope(&credential)? {
+                None => Access::Everything,
+                Some(_) => Access::Deployments,
+            };
+            Some(Key { expires_ms: credential.expires_ms, access })
         });
         match found {
             Some(key) => {
@@ -244,8 +256,33 @@ impl Resolver {
         });
     }
 
+    /// The model that a caller with this access means.
+    pub fn permitted(
+        &mut self,
+        replica: &Replica,
+        name: &str,
+        access: Access,
+        shared: &Shared,
+    ) -> Result<Arc<Target>, GatewayError> {
+        self.check(replica, name, access)?;
+        self.model(replica, name, shared)
+    }
+
+    /// Refuses a model that the key may not use. What is not there is not there for anybody.
+    fn check(&self, replica: &Replica, name: &str, access: Access) -> Result<(), GatewayError> {
+        if access == Access::Everything {
+            return Ok(());
+        }
+        let found = replica.published.with(|view| find(view, name))?.filter(|(_, model)| is_served(&model.row));
+        let shown = name.chars().take(200).collect();
+        Err(if found.is_some() { GatewayError::AccessDenied(shown) } else { GatewayError::ModelNotFound(shown) })
+    }
+
     /// The models that can be called, as OpenAI lists them.
-    pub fn list(&mut self, replica: &Replica) -> Result<Bytes, GatewayError> {
+    pub fn list(&mut self, replica: &Replica, access: Access) -> Result<Bytes, GatewayError> {
+        if access == Access::Deployments {
+            return Ok(Bytes::from_static(br#"{"object":"list","data":[]}"#));
+        }
         replica.published.with(|view| {
             let index = view.index();
             if let Some((seen, list)) = &self.list
@@ -265,7 +302,8 @@ impl Resolver {
     }
 
     /// One of them.
-    pub fn listed(&self, replica: &Replica, reference: &str) -> Result<Bytes, GatewayError> {
+    pub fn listed(&self, replica: &Replica, reference: &str, access: Access) -> Result<Bytes, GatewayError> {
+        self.check(replica, reference, access)?;
         let own = replica.identity.node;
         let found = replica.published.with(|view| find(view, reference))?;
         let found = found.filter(|(_, model)| is_served(&model.row) && reach(&model.row, own).is_ok());

@@ -27,11 +27,14 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Body::CreateCredential(_) => "credential.create",
         Body::UpdateCredential(_) => "credential.update",
         Body::DeleteCredential(_) => "credential.delete",
+        Body::CreateConfig(_) => "config.create",
+        Body::DeleteConfig(_) => "config.delete",
     };
     let object = match outcome {
         Outcome::Model(answer) => model(answer.model.as_ref()),
         Outcome::Credential(answer) => Some(answer.id.to_string()),
         Outcome::Node(answer) => Some(answer.id.to_string()),
+        Outcome::Config(answer) => answer.config.as_ref().map(|config| config.id.to_string()),
         Outcome::Refusal(_) | Outcome::Nothing(_) | Outcome::Settings(_) => None,
     };
     Some((action, object.unwrap_or_default()))

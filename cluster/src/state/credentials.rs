@@ -5,7 +5,9 @@ use sha2::{Digest, Sha256};
 use super::step::{Damaged, Step, Stop, Stored, check, refused};
 use super::view::View;
 use crate::ids::{CredentialId, LogTime};
-use crate::rows::{self, Credential, CredentialFields, CredentialRef, Fleet, RefusalKind, credential_fields};
+use crate::rows::{
+    self, Credential, CredentialFields, CredentialRef, DeploymentScope, Fleet, RefusalKind, credential_fields,
+};
 
 /// What of a key is kept.
 #[must_use]
@@ -48,13 +50,23 @@ pub(super) fn update(step: &mut Step<'_>, command: &rows::UpdateCredential) -> R
     let Stored { row: mut credential, mod_index } = existing(step, command.id)?;
     check(command.precondition.as_ref(), mod_index)?;
     let fields = credential.fields.get_or_insert_default();
-    if let Some(label) = &command.label {
-        fields.label.clone_from(label);
+    // It was given out for one use, and whoever made it knows it as it is.
+    if let Some(credential_fields::Kind::Temporary(_)) = &fields.kind {
+        return Err(refused(RefusalKind::Conflict, "a temporary key can not be changed"));
+    }
+    if let Some(change) = &command.scope {
+        match &mut fields.kind {
+            Some(credential_fields::Kind::Gateway(gateway)) => gateway.scope.clone_from(&change.to),
+            _ => return Err(refused(RefusalKind::Conflict, "only a key of the gateway has a scope")),
+        }
     }
     match (command.role, &mut fields.kind) {
         (Some(role), Some(credential_fields::Kind::Console(console))) => console.role = role,
         (Some(_), _) => return Err(refused(RefusalKind::Conflict, "only a credential of the console has a role")),
         (None, _) => {}
+    }
+    if let Some(label) = &command.label {
+        fields.label.clone_from(label);
     }
     step.put(command.id.to_be_bytes().to_vec(), &credential)?;
     Ok(rows::CredentialAnswer { mod_index: step.index, id: command.id, credential: Some(credential) })
@@ -79,6 +91,20 @@ pub(super) fn remove(step: &mut Step<'_>, id: u64, credential: &Credential) {
 pub fn has_expired(credential: &Credential, now: LogTime) -> bool {
     credential.expires_ms.is_some_and(|expires| expires <= now.0)
 }
+
+/// What a key that calls models may use: nothing but these deployments, or everything if there is no scope. `None` for a key
+/// of another kind, which may call no model at all.
+#[must_use]
+pub fn scope(credential: &Credential) -> Option<Option<&DeploymentScope>> {
+    match credential.fields.as_ref()?.kind.as_ref()? {
+        credential_fields::Kind::Gateway(key) => Some(key.scope.as_ref()),
+        // One without a scope is never made. It may use nothing, rather than everything.
+        credential_fields::Kind::Temporary(key) => Some(Some(key.scope.as_ref().unwrap_or(&NOTHING))),
+        credential_fields::Kind::Console(_) | credential_fields::Kind::Join(_) => None,
+    }
+}
+
+static NOTHING: DeploymentScope = DeploymentScope { deployments: Vec::new() };
 
 impl View {
     /// The credential that a key belongs to, expired or not.

@@ -29,7 +29,9 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::DeleteModel(_)
         | Body::CreateCredential(_)
         | Body::UpdateCredential(_)
-        | Body::DeleteCredential(_) => 1,
+        | Body::DeleteCredential(_)
+        | Body::CreateConfig(_)
+        | Body::DeleteConfig(_) => 1,
     }
 }
 
@@ -63,6 +65,7 @@ pub(super) fn bootstrap(step: &mut Step<'_>, command: &rows::Bootstrap) -> Resul
         created_ms: step.now.0,
         next_node: 2,
         next_credential: 1,
+        next_config: 1,
         ca_certificate: command.ca_certificate.clone(),
         generation: 1,
     };

@@ -5,7 +5,7 @@ use prost::Message;
 
 use super::step::{Damaged, Step, Stop};
 use super::tables::Tables;
-use super::{ApplyError, Machine, audit, credentials, fleet, models, once, retention, settings};
+use super::{ApplyError, Machine, audit, configs, credentials, fleet, models, once, retention, settings};
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
 use crate::rows::command::Body;
@@ -102,5 +102,7 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
         Body::CreateCredential(command) => Outcome::Credential(credentials::create(step, command)?),
         Body::UpdateCredential(command) => Outcome::Credential(credentials::update(step, command)?),
         Body::DeleteCredential(command) => Outcome::Credential(credentials::delete(step, command)?),
+        Body::CreateConfig(command) => Outcome::Config(configs::create(step, command)?),
+        Body::DeleteConfig(command) => Outcome::Config(configs::delete(step, command)?),
     })
 }

@@ -54,6 +54,10 @@ tables! {
     Marker = 13,
     /// By number.
     RemovedNode = 14,
+    /// By number.
+    Config = 20,
+    /// By the SHA-256 of the folded name, which may be longer than a key.
+    ConfigRef = 21,
 }
 
 /// The longest row, in bytes as encoded.
