@@ -10,7 +10,7 @@ use muster_cluster::rows::{
     Credential, CredentialFields, DeleteCredential, DeploymentScope, GatewayKey, ScopeChange, TemporaryKey,
     UpdateCredential, command, credential_fields::Kind,
 };
-use muster_cluster::state::{Stored, has_expired, scope};
+use muster_cluster::state::{Damaged, Stored, has_expired, scope};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -37,7 +37,7 @@ struct ApiKeyRead {
     /// The first characters of the key.
     prefix: String,
     created_at: String,
-    /// Null: not known. This version does not keep it.
+    /// As far as the nodes have told: within a minute, and to the second. Null: never.
     last_used_at: Option<String>,
     /// Null: it does not expire.
     expires_at: Option<String>,
@@ -52,7 +52,7 @@ struct ApiKeyRead {
 
 impl ApiKeyRead {
     /// `None` if it is a credential of another kind.
-    fn of(id: u64, Stored { row, mod_index }: Stored<Credential>) -> Option<Self> {
+    fn of(id: u64, Stored { row, mod_index }: Stored<Credential>, last_use: Option<u64>) -> Option<Self> {
         let allowed = scope(&row)?.map(|scope| scope.deployments.clone());
         let fields = row.fields.unwrap_or_default();
         Some(Self {
@@ -60,7 +60,7 @@ impl ApiKeyRead {
             label: fields.label,
             prefix: fields.prefix,
             created_at: time(row.created_ms),
-            last_used_at: None,
+            last_used_at: last_use.map(time),
             expires_at: row.expires_ms.map(time),
             allowed_deployment_ids: allowed,
             created_index: row.created_index,
@@ -155,9 +155,11 @@ async fn list(State(state): State<ApiState>, who: Principal, read: Read, page: P
     let mut all: Vec<_> = read.view.credentials(CredentialId(0)).collect::<Result<_, _>>()?;
     all.reverse();
     let before = page.after().unwrap_or(u64::MAX);
-    let valid = all.into_iter().filter(|(id, stored)| id.0 < before && !has_expired(&stored.row, now));
-    let keys = valid.filter_map(|(id, stored)| Some((id.0, ApiKeyRead::of(id.0, stored)?)));
-    let (keys, link) = page.of(keys).into_parts();
+    let is_shown = |stored: &Stored<Credential>| scope(&stored.row).is_some() && !has_expired(&stored.row, now);
+    let valid = all.into_iter().filter(|(id, stored)| id.0 < before && is_shown(stored));
+    let (keys, link) = page.of(valid.map(|(id, stored)| (id.0, (id, stored)))).into_parts();
+    let entry = |(id, stored): (CredentialId, _)| Ok(ApiKeyRead::of(id.0, stored, read.view.last_use(id)?));
+    let keys: Vec<_> = keys.into_iter().filter_map(|key| entry(key).transpose()).collect::<Result<_, Damaged>>()?;
     Ok(Paged::<ApiKeyRead>::answer(link, read.answer(Json(keys))))
 }
 
@@ -170,7 +172,7 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
     let new = read(&mut fields);
     fields.finish()?;
     let (id, stored, key) = make(&state.member()?, &write, &body, new).await?;
-    let entry = ApiKeyRead::of(id, stored).ok_or_else(crate::request::unexpected)?;
+    let entry = ApiKeyRead::of(id, stored, None).ok_or_else(crate::request::unexpected)?;
     let (mod_index, key) = (entry.mod_index, key.reveal().to_owned());
     Ok(tagged(mod_index, (StatusCode::CREATED, Json(NewApiKey { entry, key }))))
 }
@@ -211,7 +213,8 @@ async fn patch(
         }
     };
     let (id, stored) = answered(outcome)?;
-    let entry = ApiKeyRead::of(id, stored).ok_or_else(crate::request::unexpected)?;
+    let last_use = member.consensus.local().last_use(CredentialId(id))?;
+    let entry = ApiKeyRead::of(id, stored, last_use).ok_or_else(crate::request::unexpected)?;
     Ok(tagged(entry.mod_index, Json(entry)))
 }
 

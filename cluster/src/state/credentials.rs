@@ -6,7 +6,8 @@ use super::step::{Damaged, Step, Stop, Stored, check, refused};
 use super::view::View;
 use crate::ids::{CredentialId, LogTime};
 use crate::rows::{
-    self, Credential, CredentialFields, CredentialRef, DeploymentScope, Fleet, RefusalKind, credential_fields,
+    self, Credential, CredentialFields, CredentialRef, CredentialUse, DeploymentScope, Fleet, KeyUse, RefusalKind,
+    credential_fields,
 };
 
 /// What of a key is kept.
@@ -83,7 +84,28 @@ pub(super) fn remove(step: &mut Step<'_>, id: u64, credential: &Credential) {
     if let Some(fields) = &credential.fields {
         step.remove::<CredentialRef>(fields.sha256.clone());
     }
+    step.remove::<CredentialUse>(id.to_be_bytes().to_vec());
     step.remove::<Credential>(id.to_be_bytes().to_vec());
+}
+
+/// How many keys one command can name.
+pub const USES_AT_ONCE: usize = 256;
+
+pub(super) fn record_use(step: &mut Step<'_>, command: &rows::RecordUse) -> Result<(), Stop> {
+    for KeyUse { credential, used_ms } in command.uses.iter().take(USES_AT_ONCE) {
+        let key = credential.to_be_bytes();
+        // It may have been revoked meanwhile.
+        if step.get::<Credential>(&key)?.is_none() {
+            continue;
+        }
+        let before = step.get::<CredentialUse>(&key)?.map_or(0, |stored| stored.row.last_ms);
+        let last_ms = (*used_ms).min(step.now.0);
+        // Nodes tell in any order.
+        if last_ms > before {
+            step.put(key.to_vec(), &CredentialUse { last_ms })?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a credential is worth nothing any more at this time.
@@ -123,6 +145,14 @@ impl View {
     /// When the row is damaged.
     pub fn credential(&self, id: CredentialId) -> Result<Option<Stored<Credential>>, Damaged> {
         self.get(&id.0.to_be_bytes())
+    }
+
+    /// When a key was last used, as far as the nodes have told, in milliseconds of the log's time.
+    ///
+    /// # Errors
+    /// When the row is damaged.
+    pub fn last_use(&self, id: CredentialId) -> Result<Option<u64>, Damaged> {
+        Ok(self.get::<CredentialUse>(&id.0.to_be_bytes())?.map(|stored| stored.row.last_ms))
     }
 
     /// The credentials after this one, by number.

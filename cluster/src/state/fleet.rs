@@ -30,6 +30,7 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::CreateCredential(_)
         | Body::UpdateCredential(_)
         | Body::DeleteCredential(_)
+        | Body::RecordUse(_)
         | Body::CreateConfig(_)
         | Body::DeleteConfig(_) => 1,
     }

@@ -102,6 +102,10 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
         Body::CreateCredential(command) => Outcome::Credential(credentials::create(step, command)?),
         Body::UpdateCredential(command) => Outcome::Credential(credentials::update(step, command)?),
         Body::DeleteCredential(command) => Outcome::Credential(credentials::delete(step, command)?),
+        Body::RecordUse(command) => {
+            credentials::record_use(step, command)?;
+            nothing
+        }
         Body::CreateConfig(command) => Outcome::Config(configs::create(step, command)?),
         Body::DeleteConfig(command) => Outcome::Config(configs::delete(step, command)?),
     })

@@ -21,7 +21,7 @@ mod tests;
 
 use bytes::Bytes;
 
-pub use credentials::{has_expired, key_hash, scope};
+pub use credentials::{USES_AT_ONCE, has_expired, key_hash, scope};
 pub use fleet::{FEATURE_LEVELS, NODE_LIMIT};
 pub use keys::RECOVERY;
 pub use machine::Fleet;

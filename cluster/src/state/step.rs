@@ -58,6 +58,8 @@ tables! {
     Config = 20,
     /// By the SHA-256 of the folded name, which may be longer than a key.
     ConfigRef = 21,
+    /// By the credential's number.
+    CredentialUse = 22,
 }
 
 /// The longest row, in bytes as encoded.

@@ -16,9 +16,9 @@ use crate::rows::credential_fields::Kind;
 use crate::rows::once::Who;
 use crate::rows::{
     self, Answer, Bootstrap, ClientSeq, Command, ConsoleKey, CreateConfig, CreateCredential, CreateModel,
-    CredentialFields, DeleteConfig, DeleteCredential, DeleteModel, DeploymentScope, GatewayKey, Model, ModelField,
-    ModelFields, NodeFacts, Once, Origin, Precondition, RefusalKind, ReportNode, Role, ScopeChange, Sealed, Settings,
-    Sweep, TakeOffice, TemporaryKey, UpdateCredential, UpdateModel, UpdateSettings,
+    CredentialFields, DeleteConfig, DeleteCredential, DeleteModel, DeploymentScope, GatewayKey, KeyUse, Model,
+    ModelField, ModelFields, NodeFacts, Once, Origin, Precondition, RecordUse, RefusalKind, ReportNode, Role,
+    ScopeChange, Sealed, Settings, Sweep, TakeOffice, TemporaryKey, UpdateCredential, UpdateModel, UpdateSettings,
 };
 use crate::storage::{Applied, LogId};
 
@@ -669,6 +669,29 @@ fn a_temporary_key_is_never_changed_and_goes_with_its_time() {
     assert_eq!(scope(&made), Some(only(&[]).as_ref()));
 }
 
+#[test]
+fn the_last_use_of_a_key_is_the_newest_that_a_node_has_told() {
+    let mut replica = Replica::founded();
+    replica.run(new_key(1, Kind::Gateway(GatewayKey::default()), None));
+    let at = replica.index;
+    let last = |replica: &Replica| replica.view().last_use(CredentialId(1)).expect("readable");
+    assert_eq!(last(&replica), None);
+    for (told, expected) in [(500, 500), (900, 900), (700, 900), (START_MS + 5, START_MS)] {
+        replica.run(record_use(1, told));
+        assert_eq!(last(&replica), Some(expected), "never later than now, and never back");
+    }
+    let stored = replica.view().credential(CredentialId(1)).expect("readable").expect("is there");
+    assert_eq!(stored.mod_index, at, "it is the same version");
+    replica.run(record_use(9, 500));
+    assert_eq!(replica.count::<rows::CredentialUse>(), 1, "of a key that is gone nothing is kept");
+    replica.run(Body::DeleteCredential(DeleteCredential { id: 1, precondition: None }));
+    assert_eq!(replica.count::<rows::CredentialUse>(), 0);
+}
+
+fn record_use(credential: u64, used_ms: u64) -> Body {
+    Body::RecordUse(RecordUse { uses: vec![KeyUse { credential, used_ms }] })
+}
+
 fn save(name: &str, payload: &str) -> Body {
     let (name_key, name, payload) = (name_key(name), name.to_owned(), payload.to_owned());
     Body::CreateConfig(CreateConfig { name, name_key, payload })
@@ -850,6 +873,7 @@ fn any_body() -> impl Strategy<Value = Body> {
             Body::UpdateCredential(UpdateCredential { id, scope, ..UpdateCredential::default() })
         }),
         (0..6_u64).prop_map(|id| Body::DeleteCredential(DeleteCredential { id, precondition: None })),
+        (0..6_u64, 0..2 * START_MS).prop_map(|(id, used)| record_use(id, used)),
         name().prop_map(|name| save(name, "{}")),
         (0..6_u64).prop_map(unsave),
         (precondition(), 0..9_u64).prop_map(|(precondition, port)| {

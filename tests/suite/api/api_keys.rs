@@ -46,7 +46,9 @@ fn a_key_is_permanent_or_temporary_and_its_value_is_shown_once() {
     let listed = list(&admin);
     for (shown, answer) in listed.iter().zip(&made) {
         assert!(shown.get("key").is_none(), "{shown}");
-        assert_eq!(with(shown, &json!({"key": answer.body["key"]})), answer.body);
+        // It has been used meanwhile.
+        let expected = with(&answer.body, &json!({"last_used_at": shown["last_used_at"]}));
+        assert_eq!(with(shown, &json!({"key": answer.body["key"]})), expected);
     }
     assert_eq!(labels(&admin), ["for now", "for two", "for all", "bootstrap gateway key"]);
     assert_eq!(admin.get("/api/api-keys/").expect(200).body.as_array().map(Vec::len), Some(4));
@@ -174,6 +176,33 @@ fn a_temporary_key_ends_with_its_time() {
     admin.delete(&path(&made)).is_error(404, "NOT_FOUND");
     // The others, and what they open, are as before.
     let _ = fleet.user().get("/v1/models").expect(200);
+}
+
+#[test]
+fn the_last_use_of_a_key_is_shown_wherever_it_was_used() {
+    let fleet = Fleet::start_nodes(3, &[]);
+    let admin = fleet.admin();
+    let [used, unused] = ["used", "unused"].map(|label| {
+        let made = admin.post("/api/api-keys", &json!({"label": label, "deployment_ids": [1]})).expect(201).body;
+        assert!(made["last_used_at"].is_null(), "{made}");
+        made
+    });
+    let key = used["key"].as_str().expect("a key");
+    let third = Api::new(&fleet.nodes()[2].proxy).with_key(key);
+    wait_for(Duration::from_secs(10), "the key to be known", || (third.get("/v1/models").status == 200).then_some(()));
+    let shown = wait_for(Duration::from_secs(20), "its use to be told", || {
+        Some(list(&admin)[1].clone()).filter(|shown| shown["last_used_at"].is_string())
+    });
+    let (made_at, used_at) = (used["created_at"].as_str(), shown["last_used_at"].as_str());
+    assert!(made_at <= used_at, "{shown}");
+    assert_eq!(shown["modIndex"], used["modIndex"], "a use is no change");
+    let listed = list(&admin);
+    assert!(listed[0]["label"] == "unused" && listed[0]["last_used_at"].is_null(), "{listed:?}");
+    // A key that is let in nowhere is not used.
+    let _ =
+        fleet.anybody().with_key(&format!("{}x", unused["key"].as_str().expect("a key"))).get("/v1/models").expect(401);
+    let renamed = admin.patch(&path(&shown), &json!({"label": "renamed"})).expect(200).body;
+    assert_eq!(renamed["last_used_at"], shown["last_used_at"]);
 }
 
 #[test]
