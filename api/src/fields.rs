@@ -133,6 +133,18 @@ impl Fields {
         self.take(field, &why, |value| value.as_i64().filter(|number| (min..=max).contains(number)))
     }
 
+    /// A list of so many integers at most, each within these bounds.
+    pub fn numbers(&mut self, field: &str, min: u64, max: u64, limit: usize) -> Given<Vec<u64>> {
+        let why = format!("must be a list of at most {limit} integers from {min} to {max}");
+        let read = |value: Value| match value {
+            Value::Array(items) if items.len() <= limit => {
+                items.iter().map(|item| item.as_u64().filter(|number| (min..=max).contains(number))).collect()
+            }
+            _ => None,
+        };
+        self.take(field, &why, read)
+    }
+
     /// A number within these bounds.
     pub fn number(&mut self, field: &str, min: f64, max: f64) -> Given<f64> {
         let why = format!("must be a number from {min} to {max}");

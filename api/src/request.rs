@@ -1,6 +1,8 @@
 //! What handlers take from a request: the body, the condition, the key against repetition, the page, the consistency.
 
 use std::convert::Infallible;
+use std::fmt::Display;
+use std::str::FromStr;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, FromRequestParts, OriginalUri, Query, Request};
@@ -315,15 +317,15 @@ struct PageQuery {
     after: Option<String>,
 }
 
-/// The part of a list that a caller wants.
+/// The part of a list that a caller wants. A place in the list is a number, unless the list has another order.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub struct Page<P = u64> {
     limit: usize,
-    after: Option<u64>,
+    after: Option<P>,
     address: Uri,
 }
 
-impl<S: Sync> FromRequestParts<S> for Page {
+impl<P: FromStr, S: Sync> FromRequestParts<S> for Page<P> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
@@ -351,17 +353,17 @@ pub struct Paged<T> {
     link: Option<HeaderValue>,
 }
 
-impl Page {
+impl<P: Clone + Default + Display> Page<P> {
     /// Where the page begins.
     #[must_use]
-    pub fn after(&self) -> Option<u64> {
-        self.after
+    pub fn after(&self) -> Option<P> {
+        self.after.clone()
     }
 
     /// Takes the page out of the items that come after [`Self::after`], each with its place in the list.
-    pub fn of<T>(&self, items: impl IntoIterator<Item = (u64, T)>) -> Paged<T> {
+    pub fn of<T>(&self, items: impl IntoIterator<Item = (P, T)>) -> Paged<T> {
         let mut items = items.into_iter();
-        let mut last = 0;
+        let mut last = P::default();
         let page: Vec<T> = items
             .by_ref()
             .take(self.limit)
@@ -371,14 +373,14 @@ impl Page {
             })
             .collect();
         let link = items.next().and_then(|_| {
-            let next = format!("<{}>; rel=\"next\"", self.next(last));
+            let next = format!("<{}>; rel=\"next\"", self.next(&last));
             HeaderValue::from_str(&next).ok()
         });
         Paged { items: page, link }
     }
 
     /// The address of the page after that place: the caller's own, with whatever else was asked for in it.
-    fn next(&self, last: u64) -> String {
+    fn next(&self, last: &P) -> String {
         let given = form_urlencoded::parse(self.address.query().unwrap_or_default().as_bytes());
         let others = given.filter(|(name, _)| name != "limit" && name != "after");
         let mut query = form_urlencoded::Serializer::new(String::new());
@@ -474,12 +476,20 @@ mod tests {
     fn the_next_page_is_asked_for_like_this_one() {
         let address = Uri::from_static("/api/things?after=9&consistency=local&limit=1&x=a%26b");
         let page = Page { limit: 1, after: Some(9), address };
-        assert_eq!(page.next(4), "/api/things?consistency=local&x=a%26b&limit=1&after=4");
+        assert_eq!(page.next(&4), "/api/things?consistency=local&x=a%26b&limit=1&after=4");
+    }
+
+    #[test]
+    fn a_place_may_be_a_name() {
+        let address = Uri::from_static("/api/things");
+        let page = Page { limit: 1, after: Some("a".to_owned()), address };
+        let (_, link) = page.of([("b & \u{e9}".to_owned(), 1), ("c".to_owned(), 2)]).into_parts();
+        assert_eq!(link.expect("there is more"), "</api/things?limit=1&after=b+%26+%C3%A9>; rel=\"next\"");
     }
 
     #[tokio::test]
     async fn the_address_is_the_whole_one() {
-        let things = Router::new().route("/things", get(|page: Page| async move { page.next(4) }));
+        let things = Router::new().route("/things", get(|page: Page| async move { page.next(&4) }));
         let router: Router = Router::new().nest("/api", things);
         let request = Request::builder().uri("/api/things?limit=7").body(axum::body::Body::empty()).expect("a request");
         let response = router.oneshot(request).await.expect("an answer");

@@ -10,6 +10,7 @@ use muster_cluster::transport::PeerConnection;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::listeners::Listeners;
 use super::workers::{self, Door, Share, Workers};
@@ -57,6 +58,8 @@ pub struct Clients {
     for_nodes: Worker,
     workers: Workers,
     others: Vec<JoinHandle<()>>,
+    /// Tells the fleet which keys were used.
+    telling: AbortOnDropHandle<()>,
 }
 
 /// Whether a request on `:8000` needs the node to run. The gateway's do not: it knows what it needs.
@@ -93,7 +96,8 @@ impl Clients {
         let workers = Workers::start(shares)?;
         let service = gateway.worker().in_front_of(rest);
         let local = tokio::spawn(serve_unix(local, service, whole, ending.part(Some(needs_node))));
-        Ok(Self { ending, for_nodes: gateway.worker(), workers, others: vec![local] })
+        let telling = AbortOnDropHandle::new(tokio::spawn(gateway.telling()));
+        Ok(Self { ending, for_nodes: gateway.worker(), workers, others: vec![local], telling })
     }
 
     /// Answers the gateways of other nodes.
@@ -107,6 +111,7 @@ impl Clients {
     ///
     /// New connections are accepted while the old ones end: whoever comes waits only for what follows.
     pub async fn drain(&self, close_mesh: impl Future<Output = ()>) {
+        self.telling.abort();
         self.ending.drain();
         let _ = tokio::time::timeout(DRAIN, self.ending.released()).await;
         close_mesh.await;

@@ -1,10 +1,14 @@
 //! One node as its callers see it: the API over a real socket, the command line, the life of the process. The ids in front
 //! of a test are the rows of the requirements that it shows.
 
+#[path = "api/api_keys.rs"]
+mod api_keys;
 #[path = "api/auth.rs"]
 mod auth;
 #[path = "api/cli.rs"]
 mod cli;
+#[path = "api/configs.rs"]
+mod configs;
 #[path = "api/deployments.rs"]
 mod deployments;
 #[path = "api/errors.rs"]

@@ -47,7 +47,7 @@ impl Role {
                 Stored::Viewer => Some(Self::Viewer),
                 Stored::Unspecified => None,
             },
-            Kind::Gateway(_) | Kind::Join(_) => None,
+            Kind::Gateway(_) | Kind::Temporary(_) | Kind::Join(_) => None,
         }
     }
 }
@@ -147,7 +147,7 @@ fn credential(member: &Member, key: &str) -> Result<(CredentialId, Credential), 
 }
 
 /// What operators may change; everything else is for administrators.
-const FOR_OPERATORS: [&str; 2] = ["/api/nodes", "/api/deployments"];
+const FOR_OPERATORS: [&str; 3] = ["/api/nodes", "/api/deployments", "/api/configs"];
 
 fn needed_for(request: &Request) -> Role {
     needed(request.method(), original_uri(request.extensions(), request.uri()).path())
@@ -228,7 +228,9 @@ mod tests {
         assert_eq!(needed(&Method::GET, "/api/models"), Role::Viewer);
         assert_eq!(needed(&Method::POST, "/api/nodes"), Role::Operator);
         assert_eq!(needed(&Method::DELETE, "/api/nodes/3"), Role::Operator);
+        assert_eq!(needed(&Method::DELETE, "/api/configs/3"), Role::Operator);
         assert_eq!(needed(&Method::POST, "/api/nodesque"), Role::Admin);
+        assert_eq!(needed(&Method::POST, "/api/api-keys"), Role::Admin);
         assert_eq!(needed(&Method::POST, "/api/models"), Role::Admin);
     }
 

@@ -22,6 +22,9 @@ pub(crate) enum GatewayError {
     /// No model has this name.
     #[error("the model `{0}` does not exist, or this key may not use it")]
     ModelNotFound(String),
+    /// There is such a model, and the key may not use it. It is told of no other.
+    #[error("this key may not use the model `{0}`")]
+    AccessDenied(String),
     /// The body is longer than this many bytes.
     #[error("the request body is longer than {0} bytes")]
     TooLarge(usize),
@@ -109,6 +112,7 @@ impl GatewayError {
             Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, "invalid_json"),
             Self::MissingModel => (StatusCode::BAD_REQUEST, "missing_model"),
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, "model_not_found"),
+            Self::AccessDenied(_) => (StatusCode::FORBIDDEN, "model_access_denied"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             Self::BadBody(_) => (StatusCode::REQUEST_TIMEOUT, "incomplete_body"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "not_found"),

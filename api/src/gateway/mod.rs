@@ -14,6 +14,7 @@ mod rewrite;
 mod scan;
 mod tally;
 mod target;
+mod uses;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -101,6 +102,11 @@ impl Gateway {
     pub fn new(state: ApiState, options: GatewayOptions) -> Self {
         let shared = Shared { tally: Arc::clone(&state.tally), environment: options.environment, ..Shared::default() };
         Self { state, body_limit: options.body_limit, held: Arc::default(), shared: Arc::new(shared) }
+    }
+
+    /// Tells the fleet which keys were used, for as long as this runs. Requests do not wait for it.
+    pub fn telling(&self) -> impl Future<Output = ()> + Send + use<> {
+        uses::keep_telling(self.state.clone(), Arc::clone(&self.shared.uses))
     }
 
     /// The part of the gateway that belongs to one thread: what it remembers, and its connections to providers.
@@ -201,27 +207,29 @@ impl Worker {
             Route::Health => return Ok(json(Bytes::from_static(br#"{"status":"healthy"}"#))),
             Route::Models => {
                 let listed = self.with_replica(|resolver, replica| {
-                    resolver.admit(replica, request.headers())?;
-                    resolver.list(replica)
+                    let (_, access) = resolver.admit(replica, request.headers(), &self.0.gateway.shared)?;
+                    resolver.list(replica, access)
                 });
                 return listed.map(json);
             }
             Route::Model(name) => {
                 let listed = self.with_replica(|resolver, replica| {
-                    resolver.admit(replica, request.headers())?;
-                    resolver.listed(replica, &name)
+                    let (_, access) = resolver.admit(replica, request.headers(), &self.0.gateway.shared)?;
+                    resolver.listed(replica, &name, access)
                 });
                 return listed.map(json);
             }
             Route::Call(endpoint) => endpoint,
             Route::Unknown => return Err(GatewayError::NoRoute),
         };
-        let settings = self.with_replica(|resolver, replica| resolver.admit(replica, request.headers()))?;
+        let (settings, access) =
+            self.with_replica(|resolver, replica| resolver.admit(replica, request.headers(), &self.0.gateway.shared))?;
         let traceparent = request.headers_mut().remove(TRACEPARENT);
         let gateway = &self.0.gateway;
         let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
         let (written, name) = body.model()?;
-        let target = self.with_replica(|resolver, replica| resolver.model(replica, &name, &gateway.shared))?;
+        let target =
+            self.with_replica(|resolver, replica| resolver.permitted(replica, &name, access, &gateway.shared))?;
         model.clone_from(&target.name);
         let (timeout, request_id) = (settings.timeout, request_id.clone());
         Box::pin(Call { target, endpoint, body, written, name, request_id, traceparent, timeout }.run()).await

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
-use muster_cluster::ids::ModelId;
-use muster_cluster::rows::{Model, credential_fields::Kind};
-use muster_cluster::state::{Stored, View, api_key_name, key_hash};
+use muster_cluster::ids::{CredentialId, ModelId};
+use muster_cluster::rows::Model;
+use muster_cluster::state::{Stored, View, api_key_name, key_hash, scope};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -17,6 +17,7 @@ use super::error::GatewayError;
 use super::origin::{Address, Origin, Way};
 use super::tally::Tally;
 use super::target::{Common, HOP, Reach, Target, Trust, reach, target, through};
+use super::uses::{LastUse, Uses};
 use crate::state::Replica;
 
 /// How many keys and names a thread remembers. They are the fleet's own, so that only a very large fleet has more.
@@ -46,9 +47,20 @@ pub(super) struct GatewaySettings {
     pub timeout: Duration,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Key {
+    id: CredentialId,
     expires_ms: Option<u64>,
+    access: Access,
+    last: Arc<LastUse>,
+}
+
+/// What a key may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Everything,
+    /// Deployments that it names, and so no model of the registry.
+    Deployments,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +76,7 @@ pub(super) struct Shared {
     pub tally: Arc<Tally>,
     pub trust: Trust,
     pub environment: Environment,
+    pub uses: Arc<Uses>,
 }
 
 /// The key of `Authorization: Bearer`, or of `x-api-key`.
@@ -76,8 +89,13 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 impl Resolver {
-    /// Lets in who has a key of the gateway.
-    pub fn admit(&mut self, replica: &Replica, headers: &HeaderMap) -> Result<GatewaySettings, GatewayError> {
+    /// Lets in who has a key of the gateway, and says what the key may use.
+    pub fn admit(
+        &mut self,
+        replica: &Replica,
+        headers: &HeaderMap,
+        shared: &Shared,
+    ) -> Result<(GatewaySettings, Access), GatewayError> {
         let published = &replica.published;
         let settings = published.with(|view| self.settings(view))?;
         if !settings.enabled {
@@ -88,11 +106,13 @@ impl Resolver {
         }
         let key = bearer(headers).ok_or(GatewayError::InvalidKey("send a key as Authorization: Bearer"))?;
         const UNKNOWN: GatewayError = GatewayError::InvalidKey("this key is unknown, expired or revoked");
-        let Key { expires_ms } = published.with(|view| self.key(view, key))?.ok_or(UNKNOWN)?;
-        match expires_ms {
-            Some(expires) if expires <= published.time()?.0 => Err(UNKNOWN),
-            _ => Ok(settings),
+        let key = published.with(|view| self.key(view, key, &shared.uses))?.ok_or(UNKNOWN)?;
+        let now = published.time()?.0;
+        if key.expires_ms.is_some_and(|expires| expires <= now) {
+            return Err(UNKNOWN);
         }
+        key.last.at(now);
+        Ok((settings, key.access))
     }
 
     /// How long an answer may take.
@@ -114,23 +134,29 @@ impl Resolver {
         }
     }
 
-    fn key(&mut self, view: &View, key: &str) -> Result<Option<Key>, GatewayError> {
+    fn key(&mut self, view: &View, key: &str, uses: &Uses) -> Result<Option<Key>, GatewayError> {
         let (hash, index) = (key_hash(key), view.index());
         if let Some((seen, key)) = self.keys.get(&hash)
             && *seen == index
         {
-            return Ok(Some(*key));
+            return Ok(Some(key.clone()));
         }
-        let found = view.credential_by_hash(&hash)?.and_then(|(_, credential)| {
-            let is_gateway = matches!(credential.fields?.kind, Some(Kind::Gateway(_)));
-            is_gateway.then_some(Key { expires_ms: credential.expires_ms })
+        let known = self.keys.get(&hash).map(|(_, key)| (key.id, Arc::clone(&key.last)));
+        let found = view.credential_by_hash(&hash)?.and_then(|(id, credential)| {
+            let access = match scope(&credential)? {
+                None => Access::Everything,
+                Some(_) => Access::Deployments,
+            };
+            // Found again without the lock that all threads share: the state moves on with every write.
+            let last = known.filter(|(known, _)| *known == id).map_or_else(|| uses.of(id), |(_, last)| last);
+            Some(Key { id, expires_ms: credential.expires_ms, access, last })
         });
-        match found {
+        match &found {
             Some(key) => {
                 if self.keys.len() >= REMEMBERED {
                     self.keys.clear();
                 }
-                self.keys.insert(hash, (index, key));
+                self.keys.insert(hash, (index, key.clone()));
             }
             None => drop(self.keys.remove(&hash)),
         }
@@ -244,8 +270,33 @@ impl Resolver {
         });
     }
 
+    /// The model that a caller with this access means.
+    pub fn permitted(
+        &mut self,
+        replica: &Replica,
+        name: &str,
+        access: Access,
+        shared: &Shared,
+    ) -> Result<Arc<Target>, GatewayError> {
+        self.check(replica, name, access)?;
+        self.model(replica, name, shared)
+    }
+
+    /// Refuses a model that the key may not use. What is not there is not there for anybody.
+    fn check(&self, replica: &Replica, name: &str, access: Access) -> Result<(), GatewayError> {
+        if access == Access::Everything {
+            return Ok(());
+        }
+        let found = replica.published.with(|view| find(view, name))?.filter(|(_, model)| is_served(&model.row));
+        let shown = name.chars().take(200).collect();
+        Err(if found.is_some() { GatewayError::AccessDenied(shown) } else { GatewayError::ModelNotFound(shown) })
+    }
+
     /// The models that can be called, as OpenAI lists them.
-    pub fn list(&mut self, replica: &Replica) -> Result<Bytes, GatewayError> {
+    pub fn list(&mut self, replica: &Replica, access: Access) -> Result<Bytes, GatewayError> {
+        if access == Access::Deployments {
+            return Ok(Bytes::from_static(br#"{"object":"list","data":[]}"#));
+        }
         replica.published.with(|view| {
             let index = view.index();
             if let Some((seen, list)) = &self.list
@@ -265,7 +316,8 @@ impl Resolver {
     }
 
     /// One of them.
-    pub fn listed(&self, replica: &Replica, reference: &str) -> Result<Bytes, GatewayError> {
+    pub fn listed(&self, replica: &Replica, reference: &str, access: Access) -> Result<Bytes, GatewayError> {
+        self.check(replica, reference, access)?;
         let own = replica.identity.node;
         let found = replica.published.with(|view| find(view, reference))?;
         let found = found.filter(|(_, model)| is_served(&model.row) && reach(&model.row, own).is_ok());

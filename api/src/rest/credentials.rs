@@ -12,7 +12,7 @@ use muster_cluster::rows::{
     JoinKey, Role as StoredRole, UpdateCredential, answer::Outcome, command, credential_fields::Kind,
 };
 use muster_cluster::sealing::{SecretText, generate_key};
-use muster_cluster::state::{has_expired, key_hash};
+use muster_cluster::state::{Stored, has_expired, key_hash, scope};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -21,10 +21,10 @@ use utoipa_axum::routes;
 use crate::auth::{Principal, Role};
 use crate::error::{ApiError, ErrorBody};
 use crate::fields::{Fields, Given};
-use crate::request::{Body, Done, Page, Paged, Path, Read, Write, tagged, time, unexpected};
+use crate::request::{Body, Page, Paged, Path, Read, Write, tagged, time, unexpected};
 use crate::state::{ApiState, Member};
 
-const LABEL_LIMIT: usize = 128;
+pub(super) const LABEL_LIMIT: usize = 128;
 
 /// How long a join token lives unless somebody says otherwise, in seconds.
 const JOIN_TTL: u64 = 24 * 3600;
@@ -37,7 +37,7 @@ const TTL_LIMIT: u64 = 10 * 365 * 24 * 3600;
 #[serde(rename_all = "camelCase")]
 struct CredentialEntry {
     id: u64,
-    /// `console`, `gateway` or `join`.
+    /// `console`, `gateway`, `temporary` or `join`.
     kind: &'static str,
     label: String,
     /// Of a console credential: `admin`, `operator` or `viewer`.
@@ -48,6 +48,8 @@ struct CredentialEntry {
     created_by: String,
     /// Null: it does not expire.
     expires_at: Option<String>,
+    /// Of a key of the gateway: the deployments that it may use, and nothing else; null: everything.
+    deployment_ids: Option<Vec<u64>>,
     /// Of a join token: how often it can still be used; null: as often as one likes.
     uses_left: Option<u32>,
     created_index: u64,
@@ -66,10 +68,12 @@ fn stored_role(role: StoredRole) -> Option<&'static str> {
 
 impl CredentialEntry {
     fn of(id: u64, mod_index: u64, credential: Credential) -> Self {
+        let deployment_ids = scope(&credential).flatten().map(|scope| scope.deployments.clone());
         let fields = credential.fields.unwrap_or_default();
         let (kind, role) = match &fields.kind {
             Some(Kind::Console(console)) => ("console", stored_role(console.role())),
             Some(Kind::Gateway(_)) => ("gateway", None),
+            Some(Kind::Temporary(_)) => ("temporary", None),
             Some(Kind::Join(_)) => ("join", None),
             None => ("unknown", None),
         };
@@ -80,6 +84,7 @@ impl CredentialEntry {
         Self {
             id,
             kind,
+            deployment_ids,
             uses_left,
             label: fields.label,
             role,
@@ -92,14 +97,19 @@ impl CredentialEntry {
         }
     }
 
-    fn answered(outcome: Outcome) -> Result<(Self, Vec<u8>), ApiError> {
-        match outcome {
-            Outcome::Credential(CredentialAnswer { mod_index, id, credential: Some(credential) }) => {
-                let hash = credential.fields.as_ref().map(|fields| fields.sha256.to_vec()).unwrap_or_default();
-                Ok((Self::of(id, mod_index, credential), hash))
-            }
-            _ => Err(unexpected()),
+    fn answered(outcome: Outcome) -> Result<Self, ApiError> {
+        let (id, stored) = answered(outcome)?;
+        Ok(Self::of(id, stored.mod_index, stored.row))
+    }
+}
+
+/// The credential that a command has made, changed or removed.
+pub(super) fn answered(outcome: Outcome) -> Result<(u64, Stored<Credential>), ApiError> {
+    match outcome {
+        Outcome::Credential(CredentialAnswer { mod_index, id, credential: Some(row) }) => {
+            Ok((id, Stored { row, mod_index }))
         }
+        _ => Err(unexpected()),
     }
 }
 
@@ -151,7 +161,7 @@ struct CredentialPatch {
     role: Option<String>,
 }
 
-fn label(fields: &mut Fields) -> Option<String> {
+pub(super) fn label(fields: &mut Fields) -> Option<String> {
     let given = fields.text("label");
     if given.is_null() {
         fields.wrong("label", "must be a string");
@@ -177,7 +187,7 @@ fn answer_name(hash: &[u8]) -> String {
     format!("credential/{}/key", HEXLOWER.encode(hash))
 }
 
-fn find(id: &str) -> Result<CredentialId, ApiError> {
+pub(super) fn number(id: &str) -> Result<CredentialId, ApiError> {
     id.parse().map(CredentialId).map_err(|_| ApiError::field("id", "must be a number"))
 }
 
@@ -214,7 +224,7 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
         fields.required("label");
     }
     let kind = match (kind, role) {
-        (Some("gateway"), None) => Some(Kind::Gateway(GatewayKey {})),
+        (Some("gateway"), None) => Some(Kind::Gateway(GatewayKey::default())),
         (Some("join"), None) => Some(Kind::Join(JoinKey { uses_left: uses })),
         (Some("gateway" | "join"), Some(_)) => {
             fields.wrong("role", "is for console credentials");
@@ -230,33 +240,41 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
     fields.finish()?;
     let joins = matches!(kind, Some(Kind::Join(_)));
     let member = state.member()?;
-    let key = generate_key()?;
-    let hash = key_hash(key.reveal());
-    let sealed = member.replica.keyring.seal(&answer_name(&hash), &key)?;
     let fields = CredentialFields {
         label: label.unwrap_or_default(),
-        sha256: hash.to_vec().into(),
-        prefix: prefix(key.reveal()),
         ttl_ms: ttl.or_else(|| joins.then_some(JOIN_TTL)).map(|seconds| seconds * 1000),
         kind,
+        ..CredentialFields::default()
     };
-    let command = command::Body::CreateCredential(CreateCredential { fields: Some(fields) });
-    let done = write.propose_with_secret(&member, &body, command, Some(sealed)).await?;
-    let (credential, key) = with_key(&member, done, key)?;
+    let (id, stored, key) = make(&member, &write, &body, fields).await?;
     let key = if joins { JoinToken::new(&member.replica.identity.ca_certificate, key).to_text() } else { key };
     let key = key.reveal().to_owned();
-    let mod_index = credential.mod_index;
+    let mod_index = stored.mod_index;
+    let credential = CredentialEntry::of(id, mod_index, stored.row);
     Ok(tagged(mod_index, (StatusCode::CREATED, Json(NewCredential { credential, key }))))
 }
 
-/// The key that goes with the answer: of a repetition it is the first one's.
-fn with_key(member: &Member, done: Done, key: SecretText) -> Result<(CredentialEntry, SecretText), ApiError> {
-    let (entry, hash) = CredentialEntry::answered(done.outcome)?;
-    match done.first_secret {
-        Some(sealed) => Ok((entry, member.replica.keyring.open(&answer_name(&hash), &sealed)?)),
-        None if hash == key_hash(key.reveal()) => Ok((entry, key)),
-        None => Err(ApiError::AnswerGone("the credential was made; its key is no longer kept".to_owned())),
-    }
+/// Makes a credential with a new key, and returns both. Of a repetition it is the first one's key.
+pub(super) async fn make(
+    member: &Member,
+    write: &Write,
+    body: &[u8],
+    fields: CredentialFields,
+) -> Result<(u64, Stored<Credential>, SecretText), ApiError> {
+    let key = generate_key()?;
+    let hash = key_hash(key.reveal());
+    let sealed = member.replica.keyring.seal(&answer_name(&hash), &key)?;
+    let fields = CredentialFields { sha256: hash.to_vec().into(), prefix: prefix(key.reveal()), ..fields };
+    let command = command::Body::CreateCredential(CreateCredential { fields: Some(fields) });
+    let done = write.propose_with_secret(member, body, command, Some(sealed)).await?;
+    let (id, stored) = answered(done.outcome)?;
+    let made = stored.row.fields.as_ref().map(|fields| fields.sha256.clone()).unwrap_or_default();
+    let key = match done.first_secret {
+        Some(sealed) => member.replica.keyring.open(&answer_name(&made), &sealed)?,
+        None if made == hash.as_slice() => key,
+        None => return Err(ApiError::AnswerGone("the credential was made; its key is no longer kept".to_owned())),
+    };
+    Ok((id, stored, key))
 }
 
 /// One credential.
@@ -265,7 +283,7 @@ fn with_key(member: &Member, done: Done, key: SecretText) -> Result<(CredentialE
     responses((status = 200, body = CredentialBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn get(Path(id): Path<String>, who: Principal, read: Read) -> Result<Response, ApiError> {
     who.must_be(Role::Admin)?;
-    let id = find(&id)?;
+    let id = number(&id)?;
     let missing = || ApiError::NotFound(format!("there is no credential {id}"));
     let stored = read.view.credential(id)?.ok_or_else(missing)?;
     let credential = CredentialEntry::of(id.0, stored.mod_index, stored.row);
@@ -283,7 +301,7 @@ async fn patch(
     write: Write,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let id = find(&id)?;
+    let id = number(&id)?;
     let mut fields = Fields::parse(&body)?;
     if fields.is_empty() {
         return Err(ApiError::Senseless("nothing is to be changed".to_owned()));
@@ -298,9 +316,10 @@ async fn patch(
         precondition: write.precondition.clone(),
         label,
         role: role.value().map(i32::from),
+        scope: None,
     };
     let outcome = write.propose(&state.member()?, &body, command::Body::UpdateCredential(command)).await?;
-    let (credential, _) = CredentialEntry::answered(outcome)?;
+    let credential = CredentialEntry::answered(outcome)?;
     Ok(tagged(credential.mod_index, Json(CredentialBody { credential })))
 }
 
@@ -317,7 +336,7 @@ async fn put(state: State<ApiState>, id: Path<String>, write: Write, body: Body)
     params(("id" = u64, Path, description = "number"), super::WriteParams),
     responses((status = 200, body = Ok200), (status = 404, body = ErrorBody), (status = 412, body = ErrorBody)))]
 async fn delete(State(state): State<ApiState>, Path(id): Path<String>, write: Write) -> Result<Response, ApiError> {
-    let id = find(&id)?;
+    let id = number(&id)?;
     let command = DeleteCredential { id: id.0, precondition: write.precondition.clone() };
     write.propose(&state.member()?, &[], command::Body::DeleteCredential(command)).await?;
     Ok(axum::response::IntoResponse::into_response(Json(Ok200 { ok: true })))

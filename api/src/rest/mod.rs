@@ -1,7 +1,9 @@
 //! The REST API of `:8000`, put together. One module for each resource, thin: validate, propose or read, answer.
 
+mod api_keys;
 mod audit;
 mod cluster;
+mod configs;
 mod credentials;
 mod deployments;
 mod health;
@@ -38,6 +40,17 @@ struct ListParams {
     limit: Option<u64>,
     /// Go on after this place, as the header `Link` of the page before named it.
     after: Option<u64>,
+}
+
+/// The part of a list in the order of its names.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "the description of the parameters")]
+struct NamedListParams {
+    /// At most so many items, 1 to 1000.
+    limit: Option<u64>,
+    /// Go on after this name, as the header `Link` of the page before named it.
+    after: Option<String>,
 }
 
 /// How new the answer must be.
@@ -101,6 +114,8 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
         .merge(settings::router())
         .merge(cluster::router())
         .merge(credentials::router())
+        .merge(api_keys::router())
+        .merge(configs::router())
         .merge(deployments::router())
         .merge(audit::router())
         .fallback(no_route);

@@ -15,7 +15,7 @@ use crate::state::Published;
 pub(super) const ENTRIES: u64 = 5000;
 
 /// Of a large state it is built after as many entries as one in so many of its records.
-const SHARE: u64 = 5;
+const SHARE: u64 = 20;
 
 /// How long a snapshot is given before it is looked whether there is one.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -48,6 +48,6 @@ mod tests {
 
     #[test]
     fn a_large_state_is_written_less_often() {
-        assert_eq!([due(0), due(25_000), due(25_010), due(1_000_000)], [ENTRIES, ENTRIES, ENTRIES + 2, 200_000]);
+        assert_eq!([due(0), due(100_000), due(100_040), due(1_000_000)], [ENTRIES, ENTRIES, ENTRIES + 2, 50_000]);
     }
 }

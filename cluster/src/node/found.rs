@@ -167,7 +167,7 @@ async fn found_here(options: NodeOptions, founding: FoundingOptions) -> Result<F
         recovery_key: recovery.public().into(),
         credentials: vec![
             fields("bootstrap administrator", &admin_token, Kind::Console(ConsoleKey { role: Role::Admin.into() })),
-            fields("bootstrap gateway key", &gateway_key, Kind::Gateway(GatewayKey {})),
+            fields("bootstrap gateway key", &gateway_key, Kind::Gateway(GatewayKey::default())),
         ],
     };
     let consensus = Arc::new(open_consensus(&options, &identity, store, None).await?);

@@ -156,7 +156,7 @@ async fn a_founded_node_leads_writes_reads_and_is_the_same_after_a_restart() {
     let check = |view: &View| {
         assert_eq!(view.fleet_id(), Ok(Some(founding.fleet)));
         assert_eq!(knows(view, &founding.admin_token), Some(Kind::Console(ConsoleKey { role: Role::Admin.into() })));
-        assert_eq!(knows(view, &founding.gateway_key), Some(Kind::Gateway(GatewayKey {})));
+        assert_eq!(knows(view, &founding.gateway_key), Some(Kind::Gateway(GatewayKey::default())));
         assert_eq!(knows(view, &founding.recovery_key), None);
     };
     let (node, first) = lead(options(directory.path()), Office(0)).await;
@@ -350,7 +350,7 @@ async fn the_leader_removes_a_credential_once_it_has_expired() {
     let (node, _) = lead(options, Office(0)).await;
     let create = |hash: u8, hours: u64| {
         let (sha256, ttl_ms) = (vec![hash; 32].into(), Some(hours * HOUR_MS));
-        let kind = Some(Kind::Gateway(GatewayKey {}));
+        let kind = Some(Kind::Gateway(GatewayKey::default()));
         let fields = CredentialFields { sha256, ttl_ms, kind, ..CredentialFields::default() };
         Body::CreateCredential(CreateCredential { fields: Some(fields) })
     };

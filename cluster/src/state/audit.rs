@@ -14,7 +14,7 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
     let action = match body {
         Body::Bootstrap(_) => "fleet.bootstrap",
         Body::TakeOffice(_) => "office.take",
-        Body::Sweep(_) | Body::ReportNode(_) => return None,
+        Body::Sweep(_) | Body::ReportNode(_) | Body::RecordUse(_) => return None,
         Body::RegisterNode(_) => "node.join",
         Body::RemoveNode(_) => "node.evict",
         Body::PreferVoter(_) => "node.prefer_voter",
@@ -29,12 +29,15 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Body::DeleteCredential(_) => "credential.delete",
         Body::CreateDeployment(_) => "deployment.create",
         Body::DeleteDeployment(_) => "deployment.delete",
+        Body::CreateConfig(_) => "config.create",
+        Body::DeleteConfig(_) => "config.delete",
     };
     let object = match outcome {
         Outcome::Model(answer) => model(answer.model.as_ref()),
         Outcome::Credential(answer) => Some(answer.id.to_string()),
         Outcome::Node(answer) => Some(answer.id.to_string()),
         Outcome::Deployment(answer) => answer.deployment.as_ref().map(|deployment| deployment.id.to_string()),
+        Outcome::Config(answer) => answer.config.as_ref().map(|config| config.id.to_string()),
         Outcome::Refusal(_) | Outcome::Nothing(_) | Outcome::Settings(_) => None,
     };
     Some((action, object.unwrap_or_default()))

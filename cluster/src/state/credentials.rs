@@ -2,10 +2,13 @@
 
 use sha2::{Digest, Sha256};
 
-use super::step::{Damaged, Step, Stop, Stored, check, refused};
+use super::step::{Damaged, Row, Step, Stop, Stored, check, decode, refused};
 use super::view::View;
 use crate::ids::{CredentialId, LogTime};
-use crate::rows::{self, Credential, CredentialFields, CredentialRef, Fleet, RefusalKind, credential_fields};
+use crate::rows::{
+    self, Credential, CredentialFields, CredentialRef, CredentialUse, DeploymentScope, Fleet, KeyUse, RefusalKind,
+    credential_fields,
+};
 
 /// What of a key is kept.
 #[must_use]
@@ -48,13 +51,23 @@ pub(super) fn update(step: &mut Step<'_>, command: &rows::UpdateCredential) -> R
     let Stored { row: mut credential, mod_index } = existing(step, command.id)?;
     check(command.precondition.as_ref(), mod_index)?;
     let fields = credential.fields.get_or_insert_default();
-    if let Some(label) = &command.label {
-        fields.label.clone_from(label);
+    // It was given out for one use, and whoever made it knows it as it is.
+    if let Some(credential_fields::Kind::Temporary(_)) = &fields.kind {
+        return Err(refused(RefusalKind::Conflict, "a temporary key can not be changed"));
+    }
+    if let Some(change) = &command.scope {
+        match &mut fields.kind {
+            Some(credential_fields::Kind::Gateway(gateway)) => gateway.scope.clone_from(&change.to),
+            _ => return Err(refused(RefusalKind::Conflict, "only a key of the gateway has a scope")),
+        }
     }
     match (command.role, &mut fields.kind) {
         (Some(role), Some(credential_fields::Kind::Console(console))) => console.role = role,
         (Some(_), _) => return Err(refused(RefusalKind::Conflict, "only a credential of the console has a role")),
         (None, _) => {}
+    }
+    if let Some(label) = &command.label {
+        fields.label.clone_from(label);
     }
     step.put(command.id.to_be_bytes().to_vec(), &credential)?;
     Ok(rows::CredentialAnswer { mod_index: step.index, id: command.id, credential: Some(credential) })
@@ -71,7 +84,48 @@ pub(super) fn remove(step: &mut Step<'_>, id: u64, credential: &Credential) {
     if let Some(fields) = &credential.fields {
         step.remove::<CredentialRef>(fields.sha256.clone());
     }
+    step.remove::<CredentialUse>(id.to_be_bytes().to_vec());
     step.remove::<Credential>(id.to_be_bytes().to_vec());
+}
+
+/// Takes a deployment out of the scopes of keys. A scope that becomes empty allows nothing.
+pub(super) fn forget_deployment(step: &mut Step<'_>, id: u64) -> Result<(), Stop> {
+    let all = step.tables.range(<Credential as Row>::TABLE, &[]);
+    let all = all.map(|(key, record)| Ok((key.to_vec(), decode::<Credential>(record)?.row)));
+    for (key, mut credential) in all.collect::<Result<Vec<_>, Damaged>>()? {
+        let scope = match credential.fields.as_mut().and_then(|fields| fields.kind.as_mut()) {
+            Some(credential_fields::Kind::Gateway(key)) => key.scope.as_mut(),
+            Some(credential_fields::Kind::Temporary(key)) => key.scope.as_mut(),
+            Some(credential_fields::Kind::Console(_) | credential_fields::Kind::Join(_)) | None => None,
+        };
+        if let Some(scope) = scope
+            && scope.deployments.contains(&id)
+        {
+            scope.deployments.retain(|deployment| *deployment != id);
+            step.put(key, &credential)?;
+        }
+    }
+    Ok(())
+}
+
+/// How many keys one command can name.
+pub const USES_AT_ONCE: usize = 256;
+
+pub(super) fn record_use(step: &mut Step<'_>, command: &rows::RecordUse) -> Result<(), Stop> {
+    for KeyUse { credential, used_ms } in command.uses.iter().take(USES_AT_ONCE) {
+        let key = credential.to_be_bytes();
+        // It may have been revoked meanwhile.
+        if step.get::<Credential>(&key)?.is_none() {
+            continue;
+        }
+        let before = step.get::<CredentialUse>(&key)?.map_or(0, |stored| stored.row.last_ms);
+        let last_ms = (*used_ms).min(step.now.0);
+        // Nodes tell in any order.
+        if last_ms > before {
+            step.put(key.to_vec(), &CredentialUse { last_ms })?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a credential is worth nothing any more at this time.
@@ -79,6 +133,20 @@ pub(super) fn remove(step: &mut Step<'_>, id: u64, credential: &Credential) {
 pub fn has_expired(credential: &Credential, now: LogTime) -> bool {
     credential.expires_ms.is_some_and(|expires| expires <= now.0)
 }
+
+/// What a key that calls models may use: nothing but these deployments, or everything if there is no scope. `None` for a key
+/// of another kind, which may call no model at all.
+#[must_use]
+pub fn scope(credential: &Credential) -> Option<Option<&DeploymentScope>> {
+    match credential.fields.as_ref()?.kind.as_ref()? {
+        credential_fields::Kind::Gateway(key) => Some(key.scope.as_ref()),
+        // One without a scope is never made. It may use nothing, rather than everything.
+        credential_fields::Kind::Temporary(key) => Some(Some(key.scope.as_ref().unwrap_or(&NOTHING))),
+        credential_fields::Kind::Console(_) | credential_fields::Kind::Join(_) => None,
+    }
+}
+
+static NOTHING: DeploymentScope = DeploymentScope { deployments: Vec::new() };
 
 impl View {
     /// The credential that a key belongs to, expired or not.
@@ -97,6 +165,14 @@ impl View {
     /// When the row is damaged.
     pub fn credential(&self, id: CredentialId) -> Result<Option<Stored<Credential>>, Damaged> {
         self.get(&id.0.to_be_bytes())
+    }
+
+    /// When a key was last used, as far as the nodes have told, in milliseconds of the log's time.
+    ///
+    /// # Errors
+    /// When the row is damaged.
+    pub fn last_use(&self, id: CredentialId) -> Result<Option<u64>, Damaged> {
+        Ok(self.get::<CredentialUse>(&id.0.to_be_bytes())?.map(|stored| stored.row.last_ms))
     }
 
     /// The credentials after this one, by number.

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::credentials;
 use super::keys::put_secret;
 use super::step::{Damaged, Step, Stop, Stored, check, refused};
 use super::view::View;
@@ -16,7 +17,7 @@ pub fn environment_name(id: Uuid) -> String {
 
 fn secret_of(environment: &Environment) -> Result<String, Stop> {
     let id = Uuid::from_slice(&environment.id);
-    let id = id.map_err(|_| Damaged { table: 20, why: "an environment's id is not a UUID".to_owned() })?;
+    let id = id.map_err(|_| Damaged { table: 30, why: "an environment's id is not a UUID".to_owned() })?;
     Ok(environment_name(id))
 }
 
@@ -67,6 +68,7 @@ pub(super) fn delete(step: &mut Step<'_>, command: &rows::DeleteDeployment) -> R
     if let Some(environment) = &deployment.environment {
         put_secret(step, &secret_of(environment)?, None)?;
     }
+    credentials::forget_deployment(step, command.id)?;
     step.remove::<Deployment>(command.id.to_be_bytes().to_vec());
     Ok(rows::DeploymentAnswer { mod_index, deployment: Some(deployment) })
 }

@@ -31,7 +31,10 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::UpdateCredential(_)
         | Body::DeleteCredential(_)
         | Body::CreateDeployment(_)
-        | Body::DeleteDeployment(_) => 1,
+        | Body::DeleteDeployment(_)
+        | Body::RecordUse(_)
+        | Body::CreateConfig(_)
+        | Body::DeleteConfig(_) => 1,
     }
 }
 
@@ -65,6 +68,7 @@ pub(super) fn bootstrap(step: &mut Step<'_>, command: &rows::Bootstrap) -> Resul
         created_ms: step.now.0,
         next_node: 2,
         next_credential: 1,
+        next_config: 1,
         ca_certificate: command.ca_certificate.clone(),
         generation: 1,
         next_deployment: 0,

@@ -5,7 +5,7 @@ use prost::Message;
 
 use super::step::{Damaged, Step, Stop};
 use super::tables::Tables;
-use super::{ApplyError, Machine, audit, credentials, deployments, fleet, models, once, retention, settings};
+use super::{ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, retention, settings};
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
 use crate::rows::command::Body;
@@ -104,5 +104,11 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
         Body::DeleteCredential(command) => Outcome::Credential(credentials::delete(step, command)?),
         Body::CreateDeployment(command) => Outcome::Deployment(deployments::create(step, command)?),
         Body::DeleteDeployment(command) => Outcome::Deployment(deployments::delete(step, command)?),
+        Body::RecordUse(command) => {
+            credentials::record_use(step, command)?;
+            nothing
+        }
+        Body::CreateConfig(command) => Outcome::Config(configs::create(step, command)?),
+        Body::DeleteConfig(command) => Outcome::Config(configs::delete(step, command)?),
     })
 }

@@ -1,6 +1,7 @@
 //! The replicated state: what every node holds alike, and the deterministic step that changes it.
 
 mod audit;
+mod configs;
 mod credentials;
 mod deployments;
 mod fleet;
@@ -21,7 +22,7 @@ mod tests;
 
 use bytes::Bytes;
 
-pub use credentials::{has_expired, key_hash};
+pub use credentials::{USES_AT_ONCE, has_expired, key_hash, scope};
 pub use deployments::environment_name;
 pub use fleet::{FEATURE_LEVELS, NODE_LIMIT};
 pub use keys::RECOVERY;

@@ -55,7 +55,13 @@ tables! {
     /// By number.
     RemovedNode = 14,
     /// By number.
-    Deployment = 20,
+    Config = 20,
+    /// By the SHA-256 of the folded name, which may be longer than a key.
+    ConfigRef = 21,
+    /// By the credential's number.
+    CredentialUse = 22,
+    /// By number.
+    Deployment = 30,
 }
 
 /// The longest row, in bytes as encoded.

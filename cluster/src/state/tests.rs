@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     ApplyError, CLIENT_RETENTION_MS, CLIENT_WINDOW, Damaged, Fleet, KEY_RETENTION_MS, Machine, Row, Tables, View,
-    api_key_name, key_digest, litellm_base, name_key,
+    api_key_name, key_digest, litellm_base, name_key, scope,
 };
 use crate::ids::{CredentialId, LogTime, ModelId, NodeId, Office};
 use crate::rows::answer::Outcome;
@@ -15,9 +15,10 @@ use crate::rows::command::Body;
 use crate::rows::credential_fields::Kind;
 use crate::rows::once::Who;
 use crate::rows::{
-    self, Answer, Bootstrap, ClientSeq, Command, ConsoleKey, CreateCredential, CreateModel, CredentialFields,
-    DeleteCredential, DeleteModel, GatewayKey, Model, ModelField, ModelFields, NodeFacts, Once, Origin, Precondition,
-    RefusalKind, ReportNode, Role, Sealed, Settings, Sweep, TakeOffice, UpdateCredential, UpdateModel, UpdateSettings,
+    self, Answer, Bootstrap, ClientSeq, Command, ConsoleKey, CreateConfig, CreateCredential, CreateModel,
+    CredentialFields, DeleteConfig, DeleteCredential, DeleteModel, DeploymentScope, GatewayKey, KeyUse, Model,
+    ModelField, ModelFields, NodeFacts, Once, Origin, Precondition, RecordUse, RefusalKind, ReportNode, Role,
+    ScopeChange, Sealed, Settings, Sweep, TakeOffice, TemporaryKey, UpdateCredential, UpdateModel, UpdateSettings,
 };
 use crate::storage::{Applied, LogId};
 
@@ -236,6 +237,8 @@ fn before_there_is_a_fleet_only_its_founding_and_the_office_are_admitted() {
         new_key(1, viewer(), None),
         Body::UpdateCredential(UpdateCredential::default()),
         Body::DeleteCredential(DeleteCredential::default()),
+        save("a", "{}"),
+        unsave(1),
     ] {
         assert_eq!(replica.refused(body), RefusalKind::Conflict);
     }
@@ -247,10 +250,10 @@ fn before_there_is_a_fleet_only_its_founding_and_the_office_are_admitted() {
 fn a_fleet_is_founded_once_and_whole() {
     let mut replica = Replica::empty();
     replica.at(START_MS);
-    let twice = [key_fields(1, viewer(), None), key_fields(1, Kind::Gateway(GatewayKey {}), None)];
+    let twice = [key_fields(1, viewer(), None), key_fields(1, Kind::Gateway(GatewayKey::default()), None)];
     assert_eq!(replica.refused(bootstrap(1, &twice)), RefusalKind::Conflict);
     assert_eq!(replica.view().fleet(), Ok(None));
-    let two = [key_fields(1, viewer(), None), key_fields(2, Kind::Gateway(GatewayKey {}), None)];
+    let two = [key_fields(1, viewer(), None), key_fields(2, Kind::Gateway(GatewayKey::default()), None)];
     assert_eq!(refusal(&replica.run(bootstrap(1, &two))), None);
     assert_eq!(replica.refused(bootstrap(1, &[])), RefusalKind::Conflict);
     let view = replica.view();
@@ -586,7 +589,7 @@ fn a_credential_is_made_found_changed_and_deleted() {
     let (number, credential) = replica.credential(new_key(1, viewer(), None));
     assert_eq!((number, credential.expires_ms, credential.created_by.as_str()), (1, None, "tester"));
     let at = replica.index;
-    assert_eq!(replica.refused(new_key(1, Kind::Gateway(GatewayKey {}), None)), RefusalKind::Conflict);
+    assert_eq!(replica.refused(new_key(1, Kind::Gateway(GatewayKey::default()), None)), RefusalKind::Conflict);
     let update = UpdateCredential { id: 1, role: Some(Role::Operator.into()), ..UpdateCredential::default() };
     let stale = UpdateCredential { precondition: seen(&[at - 1]), ..update.clone() };
     assert_eq!(replica.refused(Body::UpdateCredential(stale)), RefusalKind::PreconditionFailed);
@@ -606,13 +609,122 @@ fn a_credential_is_made_found_changed_and_deleted() {
 #[test]
 fn a_key_of_the_gateway_has_a_label_and_no_role() {
     let mut replica = Replica::founded();
-    replica.run(new_key(1, Kind::Gateway(GatewayKey {}), None));
+    replica.run(new_key(1, Kind::Gateway(GatewayKey::default()), None));
     let label = Some("new".to_owned());
     let update = UpdateCredential { id: 1, label, ..UpdateCredential::default() };
     let with_role = UpdateCredential { role: Some(Role::Admin.into()), ..update.clone() };
     assert_eq!(replica.refused(Body::UpdateCredential(with_role)), RefusalKind::Conflict);
     let (_, changed) = replica.credential(Body::UpdateCredential(update));
     assert_eq!(changed.fields.expect("fields").label, "new");
+}
+
+fn only(deployments: &[u64]) -> Option<DeploymentScope> {
+    Some(DeploymentScope { deployments: deployments.to_vec() })
+}
+
+#[test]
+fn the_scope_of_a_key_changes_when_it_is_named_and_not_otherwise() {
+    let mut replica = Replica::founded();
+    let (_, made) = replica.credential(new_key(1, Kind::Gateway(GatewayKey { scope: only(&[7, 9]) }), None));
+    assert_eq!(scope(&made), Some(only(&[7, 9]).as_ref()));
+    let update = UpdateCredential { id: 1, ..UpdateCredential::default() };
+    let label = UpdateCredential { label: Some("new".to_owned()), ..update.clone() };
+    let (_, changed) = replica.credential(Body::UpdateCredential(label));
+    assert_eq!(scope(&changed), Some(only(&[7, 9]).as_ref()), "the label alone");
+    for to in [only(&[]), only(&[8]), None] {
+        let change = UpdateCredential { scope: Some(ScopeChange { to: to.clone() }), ..update.clone() };
+        let (_, changed) = replica.credential(Body::UpdateCredential(change));
+        assert_eq!(scope(&changed), Some(to.as_ref()));
+        assert_eq!(changed.fields.expect("fields").label, "new");
+    }
+    let (number, made) = replica.credential(new_key(2, viewer(), None));
+    assert_eq!(scope(&made), None, "it calls no model");
+    let change = UpdateCredential { id: number, scope: Some(ScopeChange { to: None }), ..UpdateCredential::default() };
+    assert_eq!(replica.refused(Body::UpdateCredential(change)), RefusalKind::Conflict);
+}
+
+#[test]
+fn a_temporary_key_is_never_changed_and_goes_with_its_time() {
+    let mut replica = Replica::founded();
+    let kind = Kind::Temporary(TemporaryKey { scope: only(&[7]) });
+    let (number, made) = replica.credential(new_key(1, kind, Some(500)));
+    assert_eq!((scope(&made), made.expires_ms), (Some(only(&[7]).as_ref()), Some(START_MS + 500)));
+    let update = UpdateCredential { id: number, ..UpdateCredential::default() };
+    for change in [
+        UpdateCredential { label: Some("new".to_owned()), ..update.clone() },
+        UpdateCredential { scope: Some(ScopeChange { to: only(&[7, 8]) }), ..update.clone() },
+        UpdateCredential { scope: Some(ScopeChange { to: None }), ..update.clone() },
+        UpdateCredential { role: Some(Role::Admin.into()), ..update },
+    ] {
+        assert_eq!(replica.refused(Body::UpdateCredential(change)), RefusalKind::Conflict);
+    }
+    for (now, left) in [(START_MS + 499, 1), (START_MS + 500, 0)] {
+        replica.at(now);
+        let sweep = Sweep { office: replica.index, credentials: vec![number], ..Sweep::default() };
+        replica.run(Body::Sweep(sweep));
+        assert_eq!((replica.count::<rows::Credential>(), replica.count::<rows::CredentialRef>()), (left, left));
+    }
+    // One without a scope is never made; if there were one, it would open nothing.
+    let (_, made) = replica.credential(new_key(2, Kind::Temporary(TemporaryKey { scope: None }), Some(500)));
+    assert_eq!(scope(&made), Some(only(&[]).as_ref()));
+}
+
+#[test]
+fn the_last_use_of_a_key_is_the_newest_that_a_node_has_told() {
+    let mut replica = Replica::founded();
+    replica.run(new_key(1, Kind::Gateway(GatewayKey::default()), None));
+    let at = replica.index;
+    let last = |replica: &Replica| replica.view().last_use(CredentialId(1)).expect("readable");
+    assert_eq!(last(&replica), None);
+    for (told, expected) in [(500, 500), (900, 900), (700, 900), (START_MS + 5, START_MS)] {
+        replica.run(record_use(1, told));
+        assert_eq!(last(&replica), Some(expected), "never later than now, and never back");
+    }
+    let stored = replica.view().credential(CredentialId(1)).expect("readable").expect("is there");
+    assert_eq!(stored.mod_index, at, "it is the same version");
+    replica.run(record_use(9, 500));
+    assert_eq!(replica.count::<rows::CredentialUse>(), 1, "of a key that is gone nothing is kept");
+    replica.run(Body::DeleteCredential(DeleteCredential { id: 1, precondition: None }));
+    assert_eq!(replica.count::<rows::CredentialUse>(), 0);
+}
+
+fn record_use(credential: u64, used_ms: u64) -> Body {
+    Body::RecordUse(RecordUse { uses: vec![KeyUse { credential, used_ms }] })
+}
+
+fn save(name: &str, payload: &str) -> Body {
+    let (name_key, name, payload) = (name_key(name), name.to_owned(), payload.to_owned());
+    Body::CreateConfig(CreateConfig { name, name_key, payload })
+}
+
+fn unsave(id: u64) -> Body {
+    Body::DeleteConfig(DeleteConfig { id, precondition: None })
+}
+
+#[test]
+fn a_configuration_is_saved_under_a_name_of_its_own_and_removed() {
+    let mut replica = Replica::founded();
+    // A name of a model is another matter.
+    replica.run(create(1, "Small"));
+    let answer = replica.run(save("Small", "{\"port\":8001}"));
+    let Some(Outcome::Config(made)) = answer.outcome else { panic!("no configuration: {answer:?}") };
+    let (at, config) = (replica.index, made.config.expect("it is shown"));
+    assert_eq!((config.id, config.name.as_str(), config.payload.as_str()), (1, "Small", "{\"port\":8001}"));
+    assert_eq!((config.created_index, config.created_ms, config.created_by.as_str()), (at, START_MS, "tester"));
+    assert_eq!(replica.refused(save("SMALL", "{}")), RefusalKind::Conflict);
+    assert_eq!(replica.refused(save("large", &format!("{{\"a\":\"{}\"}}", "x".repeat(17_000)))), RefusalKind::TooLarge);
+    // The longest name that the API lets through is longer than a key of a table.
+    assert_eq!(refusal(&replica.run(save(&"\u{1f600}".repeat(255), "{}"))), None);
+    assert_eq!(replica.view().configs().expect("readable").len(), 2);
+    let stale = DeleteConfig { id: 1, precondition: seen(&[at + 1]) };
+    assert_eq!(replica.refused(Body::DeleteConfig(stale)), RefusalKind::PreconditionFailed);
+    assert_eq!(replica.refused(unsave(3)), RefusalKind::NotFound, "what was refused has taken no number");
+    replica.run(Body::DeleteConfig(DeleteConfig { id: 1, precondition: seen(&[at]) }));
+    assert_eq!(replica.refused(unsave(1)), RefusalKind::NotFound);
+    assert_eq!((replica.count::<rows::Config>(), replica.count::<rows::ConfigRef>()), (1, 1));
+    let answer = replica.run(save("small", "{}"));
+    let Some(Outcome::Config(again)) = answer.outcome else { panic!("no configuration: {answer:?}") };
+    assert_eq!(again.config.expect("it is shown").id, 3, "the name is free, the number is not");
 }
 
 #[test]
@@ -704,6 +816,8 @@ fn what_people_do_leaves_an_entry_in_the_audit_trail_and_duties_leave_none() {
     replica.run(Body::UpdateCredential(UpdateCredential { id: 1, ..UpdateCredential::default() }));
     replica.run(Body::DeleteCredential(DeleteCredential { id: 1, precondition: None }));
     replica.run(Body::UpdateSettings(UpdateSettings::default()));
+    replica.run(save("a", "{}"));
+    replica.run(unsave(1));
     let view = replica.view();
     let trail: Vec<_> = view.audit(office).collect::<Result<_, _>>().expect("readable");
     let model = id(1).to_string();
@@ -715,6 +829,8 @@ fn what_people_do_leaves_an_entry_in_the_audit_trail_and_duties_leave_none() {
         ("credential.update", "1"),
         ("credential.delete", "1"),
         ("settings.update", ""),
+        ("config.create", "1"),
+        ("config.delete", "1"),
     ];
     let shown: Vec<_> = trail.iter().map(|(_, entry)| (entry.action.as_str(), entry.object.as_str())).collect();
     assert_eq!(shown, expected);
@@ -751,7 +867,15 @@ fn any_body() -> impl Strategy<Value = Body> {
         }),
         number().prop_map(delete),
         (number(), ttl()).prop_map(|(hash, ttl)| new_key(hash, viewer(), ttl)),
+        (number(), ttl()).prop_map(|(hash, ttl)| new_key(hash, Kind::Gateway(GatewayKey { scope: only(&[1]) }), ttl)),
+        (0..6_u64, prop::option::of(Just(only(&[2])))).prop_map(|(id, to)| {
+            let scope = Some(ScopeChange { to: to.flatten() });
+            Body::UpdateCredential(UpdateCredential { id, scope, ..UpdateCredential::default() })
+        }),
         (0..6_u64).prop_map(|id| Body::DeleteCredential(DeleteCredential { id, precondition: None })),
+        (0..6_u64, 0..2 * START_MS).prop_map(|(id, used)| record_use(id, used)),
+        name().prop_map(|name| save(name, "{}")),
+        (0..6_u64).prop_map(unsave),
         (precondition(), 0..9_u64).prop_map(|(precondition, port)| {
             let changes = Some(Settings { default_port: Some(port), ..Settings::default() });
             let precondition = precondition.flatten();

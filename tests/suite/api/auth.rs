@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{model, names};
 
-const READS: [&str; 5] = ["/api/models", "/api/nodes", "/api/nodes/1", "/api/settings", "/api/cluster"];
+const READS: [&str; 6] = ["/api/models", "/api/nodes", "/api/nodes/1", "/api/settings", "/api/cluster", "/api/configs"];
 const PAGES: [&str; 7] =
     ["/metrics", "/docs", "/redoc", "/openapi.json", "/api/docs", "/api/redoc", "/api/openapi.json"];
 
@@ -27,10 +27,14 @@ fn writes() -> Vec<(&'static str, &'static str, Value)> {
         ("PATCH", "/api/credentials/1", json!({"label": "v"})),
         ("PUT", "/api/credentials/1", json!({"label": "v"})),
         ("DELETE", "/api/credentials/1", Value::Null),
+        ("POST", "/api/api-keys", json!({"label": "v"})),
+        ("PATCH", "/api/api-keys/2", json!({"label": "v"})),
+        ("PUT", "/api/api-keys/2", json!({"label": "v"})),
+        ("DELETE", "/api/api-keys/2", Value::Null),
     ]
 }
 
-const READS_OF_ADMINISTRATORS: [&str; 3] = ["/api/credentials", "/api/credentials/1", "/api/audit"];
+const READS_OF_ADMINISTRATORS: [&str; 4] = ["/api/credentials", "/api/credentials/1", "/api/api-keys", "/api/audit"];
 
 /// Everything that could have been changed.
 fn everything(admin: &Api) -> Vec<Value> {

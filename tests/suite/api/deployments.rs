@@ -202,3 +202,30 @@ fn a_repeated_request_makes_one_deployment() {
     assert_eq!(first.body, second.body);
     assert_eq!(admin.get("/api/deployments").expect(200).body.as_array().map(Vec::len), Some(1));
 }
+
+/// E-037
+#[test]
+fn a_key_that_named_a_deleted_deployment_only_may_use_nothing() {
+    let fleet = Fleet::start();
+    let admin = fleet.admin();
+    for _ in 0..2 {
+        let _ = admin.post("/api/deployments", &deployment()).expect(201);
+    }
+    let key = |ids: Value| {
+        let made = admin.post("/api/api-keys", &json!({"label": "scoped", "deployment_ids": ids})).expect(201);
+        made.body["key"].as_str().expect("a key").to_owned()
+    };
+    let (one, both, all) = (key(json!([1])), key(json!([1, 2])), key(Value::Null));
+    let _ = admin.post("/api/models", &super::model("registered")).expect(201);
+    let _ = admin.delete("/api/deployments/1").expect(200);
+    let keys = admin.get("/api/api-keys").expect(200).body;
+    let scopes: Vec<_> =
+        keys.as_array().expect("an array").iter().map(|key| key["allowed_deployment_ids"].clone()).collect();
+    // Newest first; the last is the one that the fleet was founded with.
+    assert_eq!(scopes, [Value::Null, json!([2]), json!([]), Value::Null]);
+    let listed = |key: &str| {
+        let models = fleet.anybody().with_key(key).get("/v1/models").expect(200).body;
+        models["data"].as_array().expect("an array").len()
+    };
+    assert_eq!([listed(&one), listed(&both), listed(&all)], [0, 0, 1]);
+}

@@ -98,7 +98,16 @@ fn a_read_says_how_new_it_is() {
     let fleet = Fleet::start();
     let admin = fleet.admin();
     let index = |answer: &muster_tests::api::Answer| answer.header("x-muster-applied-index").parse::<u64>();
-    for path in ["/api/models", "/api/nodes", "/api/settings", "/api/cluster", "/api/audit", "/api/credentials"] {
+    for path in [
+        "/api/models",
+        "/api/nodes",
+        "/api/settings",
+        "/api/cluster",
+        "/api/audit",
+        "/api/credentials",
+        "/api/api-keys",
+        "/api/configs",
+    ] {
         let created = admin.post("/api/models", &model(path)).expect(201).body["createdIndex"].as_u64();
         for consistency in ["", "?consistency=linearizable", "?consistency=local"] {
             let answer = admin.get(&format!("{path}{consistency}")).expect(200);

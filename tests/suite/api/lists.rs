@@ -55,6 +55,23 @@ fn a_list_in_pages_is_the_whole_list() {
         assert!(whole.len() >= 2, "{path}");
         assert_eq!(entries(pages(&admin, &format!("{path}?limit=1")), field), whole, "{path}");
     }
+    // Those of seed 004 are bare. One of them goes by name.
+    for name in ["b", "\u{e9} & \u{1f600}", "A"] {
+        let _ = admin.post("/api/configs", &json!({"name": name, "payload": {}})).expect(201);
+        let _ = admin.post("/api/api-keys", &json!({"label": name})).expect(201);
+    }
+    for (path, field, expected) in [
+        ("/api/configs", "name", json!(["A", "b", "\u{e9} & \u{1f600}"])),
+        ("/api/api-keys", "label", json!(["A", "\u{e9} & \u{1f600}", "b", "bootstrap gateway key"])),
+    ] {
+        for limit in 1..=4 {
+            let pages = pages(&admin, &format!("{path}?limit={limit}"));
+            let found = pages.iter().flat_map(|page| page.as_array().expect("an array"));
+            let found: Vec<_> = found.map(|item| item[field].clone()).collect();
+            assert_eq!(json!(found), expected, "{path} by {limit}");
+        }
+        admin.get(&format!("{path}?limit=0")).names(&["limit"]);
+    }
 }
 
 /// Says that it is over, also when something fails.

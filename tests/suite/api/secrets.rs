@@ -49,6 +49,8 @@ fn read_everything(api: &Api, answers: &mut Vec<Answer>) {
         "/api/cluster",
         "/api/credentials",
         "/api/credentials/1",
+        "/api/api-keys",
+        "/api/configs",
         "/api/audit",
         "/api/deployments",
         "/api/deployments/1/manifest",
@@ -92,6 +94,12 @@ fn no_secret_stands_in_clear_on_the_disk_in_the_log_or_in_an_answer() {
     answers.push(admin.post("/api/deployments", &environment(json!("sk-CANARY-tenth"))).expect(201));
     answers.push(admin.post("/api/deployments", &environment(json!(["sk-CANARY-eleventh"]))).expect(422));
     answers.push(admin.post("/api/deployments", &environment(json!("sk-CANARY-twelfth".repeat(900)))).expect(422));
+    let made = json!({"label": "kept too", "ttl_seconds": 86_400, "deployment_ids": [7]});
+    let created = admin.post_once("/api/api-keys", &made, "an API key").expect(201);
+    let other_key = created.body["key"].as_str().expect("a key").to_owned();
+    let path = format!("/api/api-keys/{}", created.body["id"]);
+    answers.push(admin.patch(&path, &json!({"label": "other"})).expect(409));
+    answers.push(fleet.anybody().with_key(&other_key).get("/v1/models").expect(200));
     // A wrong key may be a right one with a slip of the hand.
     answers.push(fleet.anybody().with_key("sk-CANARY-ninth").get("/api/models").expect(401));
     read_everything(&admin, &mut answers);
@@ -108,10 +116,12 @@ fn no_secret_stands_in_clear_on_the_disk_in_the_log_or_in_an_answer() {
     for files in [&living[..], &stopped, &log] {
         assert_eq!(holders(files, "CANARY"), [""; 0]);
         assert_eq!(holders(files, &new_key), [""; 0]);
+        assert_eq!(holders(files, &other_key), [""; 0]);
     }
     for answer in answers {
         let text = answer.to_string();
-        assert!(!text.contains("CANARY") && !text.contains(&new_key), "{text}");
+        let told = ["CANARY", &new_key, &other_key].into_iter().find(|secret| text.contains(*secret));
+        assert!(told.is_none(), "{text}");
     }
 
     let kept = std::fs::read(fleet.home.data().join("dev-keys.json")).expect("the keys of a development fleet");

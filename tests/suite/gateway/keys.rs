@@ -1,12 +1,14 @@
 //! Whose key opens the gateway, and which key opens a provider.
 
+use std::time::Instant;
+
 use muster_tests::api::{Api, send};
 use muster_tests::fleet::Fleet;
 use muster_tests::process::wait_for;
 use muster_tests::upstream::Upstream;
 use serde_json::{Value, json};
 
-use super::{CHAT, Place, SOON, chat, register, streamed};
+use super::{CHAT, Place, SOON, chat, ids, register, streamed};
 
 const PATHS: [(&str, &str); 5] = [
     ("POST", CHAT),
@@ -107,6 +109,97 @@ fn a_key_ends_with_its_time_or_its_credential_at_once() {
         wait_for(SOON, "the key to expire", || Some(short.get("/v1/models")).filter(|answer| answer.status != 200));
     refused.is_openai_error(401, "invalid_api_key");
     let _ = place.fleet.user().get("/v1/models").expect(200);
+}
+
+/// B20
+#[test]
+fn a_key_that_names_deployments_uses_no_model_of_the_registry() {
+    let place = Place::new();
+    let fleet = &place.fleet;
+    let (admin, anybody, proxy) = (fleet.admin(), fleet.anybody(), Api::new(&fleet.nodes()[0].proxy));
+    let make = |body: Value| admin.post("/api/api-keys", &body).expect(201).body;
+    let scoped = make(json!({"label": "scoped", "deployment_ids": [1]}));
+    let temporary = make(json!({"label": "temporary", "ttl_seconds": 600, "deployment_ids": [1, 2]}));
+    let nothing = make(json!({"label": "nothing", "deployment_ids": []}));
+    let refused = |key: &Value| {
+        for api in [&anybody, &proxy] {
+            let user = api.with_key(key["key"].as_str().expect("a key"));
+            for body in [chat("ours"), streamed("ours")] {
+                let answer = user.post(CHAT, &body);
+                answer.is_openai_error(403, "model_access_denied");
+                assert_eq!(answer.body["error"]["type"], "permission_error", "{answer}");
+            }
+            user.get("/v1/models/ours").is_openai_error(403, "model_access_denied");
+            assert_eq!(user.get("/v1/models").expect(200).body, json!({"object": "list", "data": []}));
+            // What is not there is not there for anybody.
+            user.post(CHAT, &chat("theirs")).is_openai_error(404, "model_not_found");
+        }
+    };
+    for key in [&scoped, &temporary, &nothing] {
+        refused(key);
+    }
+    assert_eq!(place.upstream.requests(), 0);
+    // A key for everything sees the list that was made for nobody else.
+    for api in [fleet.user(), fleet.user_of_proxy()] {
+        assert_eq!(ids(&api.get("/v1/models").expect(200).body), ["ours"]);
+    }
+    refused(&scoped);
+    let path = format!("/api/api-keys/{}", scoped["id"]);
+    let user = anybody.with_key(scoped["key"].as_str().expect("a key"));
+    for _ in 0..3 {
+        let _ = admin.patch(&path, &json!({"deployment_ids": null})).expect(200);
+        let _ = user.post(CHAT, &chat("ours")).expect(200);
+        assert_eq!(ids(&user.get("/v1/models").expect(200).body), ["ours"]);
+        let _ = admin.patch(&path, &json!({"deployment_ids": [1]})).expect(200);
+        refused(&scoped);
+    }
+    assert_eq!(place.upstream.requests(), 3);
+}
+
+/// E-243
+#[test]
+fn a_key_is_made_narrowed_and_revoked_through_any_node_for_all() {
+    let (fleet, upstream) = (Fleet::start_nodes(3, &[]), Upstream::new());
+    let admins: Vec<_> = fleet.nodes().iter().map(|node| Api::new(&node.api).with_key(&fleet.admin_token)).collect();
+    let _ = register(&admins[0], "ours", &json!({"baseUrl": upstream.url("/v1")}));
+    for through in 0..3 {
+        let (maker, other) = (&admins[through], &admins[(through + 1) % 3]);
+        let made = maker.post("/api/api-keys", &json!({"label": format!("of {through}")})).expect(201).body;
+        let (path, key) = (format!("/api/api-keys/{}", made["id"]), made["key"].as_str().expect("a key"));
+        let users: Vec<_> = fleet
+            .nodes()
+            .iter()
+            .flat_map(|node| [&node.api, &node.proxy])
+            .map(|api| Api::new(api).with_key(key))
+            .collect();
+        let everywhere = |status: u16, code: &str| {
+            let begun = Instant::now();
+            for user in &users {
+                let said = |user: &Api| user.post(CHAT, &chat("ours"));
+                wait_for(SOON, "the key's change to count", || (said(user).status == status).then_some(()));
+            }
+            println!("{code} on every node after {} ms", begun.elapsed().as_millis());
+            // And it stays so.
+            for user in &users {
+                let answer = user.post(CHAT, &chat("ours")).expect(status);
+                assert!(code.is_empty() || answer.body["error"]["code"] == code, "{answer}");
+            }
+        };
+        everywhere(200, "");
+        let _ = other.patch(&path, &json!({"deployment_ids": [1]})).expect(200);
+        everywhere(403, "model_access_denied");
+        let _ = maker.put(&path, &json!({"deployment_ids": null})).expect(200);
+        everywhere(200, "");
+        let _ = other.delete(&path).expect(204);
+        // Where it was revoked it is worth nothing once that is answered.
+        let there = Api::new(other.endpoint()).with_key(key);
+        there.post(CHAT, &chat("ours")).is_openai_error(401, "invalid_api_key");
+        everywhere(401, "invalid_api_key");
+        for admin in &admins {
+            let listed = admin.get("/api/api-keys").expect(200);
+            assert!(!listed.text.contains(&format!("\"of {through}\"")), "{listed}");
+        }
+    }
 }
 
 /// The names of what a provider got.
