@@ -234,6 +234,18 @@ impl Fields {
     }
 }
 
+/// The fields of a body that are wrong, for tests of those who read one.
+#[cfg(test)]
+pub(crate) fn wrong_fields<T>(body: &Value, read: impl FnOnce(&mut Fields) -> T) -> Vec<String> {
+    let mut fields = Fields::parse(body.to_string().as_bytes()).expect("an object");
+    let _ = read(&mut fields);
+    match fields.finish() {
+        Ok(()) => Vec::new(),
+        Err(ApiError::Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
+        Err(other) => panic!("{other}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

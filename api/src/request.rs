@@ -242,6 +242,14 @@ fn open_retry_key(member: &Member, text: &str) -> Option<ClientSeq> {
     parse_retry_key(member.replica.keyring.open(RETRY_NAME, &sealed).ok()?.reveal())
 }
 
+/// The number that a path names something by.
+///
+/// # Errors
+/// When it is none; the field of this name is wrong then.
+pub fn number(field: &'static str, text: &str) -> Result<u64, ApiError> {
+    text.parse().map_err(|_| ApiError::field(field, "must be a number"))
+}
+
 /// An answer that is not of the kind that the command has.
 #[must_use]
 pub fn unexpected() -> ApiError {

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 
 use crate::error::{ApiError, ErrorBody};
 use crate::fields::Fields;
-use crate::request::{Body, Page, Paged, Path, Read, Write, tagged, time, unexpected};
+use crate::request::{Body, Page, Paged, Path, Read, Write, number, tagged, time, unexpected};
 use crate::state::ApiState;
 
 const NAME_LIMIT: usize = 255;
@@ -134,7 +134,7 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
     responses((status = 200, body = Deleted), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
         (status = 412, body = ErrorBody), (status = 504, body = ErrorBody)))]
 async fn delete(State(state): State<ApiState>, Path(id): Path<String>, write: Write) -> Result<Response, ApiError> {
-    let id = id.parse().map_err(|_| ApiError::field("config_id", "must be a number"))?;
+    let id = number("config_id", &id)?;
     let command = DeleteConfig { id, precondition: write.precondition.clone() };
     write.propose(&state.member()?, &[], command::Body::DeleteConfig(command)).await?;
     Ok(axum::response::IntoResponse::into_response(Json(Deleted { status: "deleted" })))
@@ -150,15 +150,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::fields::wrong_fields;
 
     fn wrong(body: &Value) -> Vec<String> {
-        let mut fields = Fields::parse(body.to_string().as_bytes()).expect("an object");
-        let _ = read(&mut fields);
-        match fields.finish() {
-            Ok(()) => Vec::new(),
-            Err(ApiError::Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
-            Err(other) => panic!("{other}"),
-        }
+        wrong_fields(body, read)
     }
 
     #[test]

@@ -188,7 +188,7 @@ fn answer_name(hash: &[u8]) -> String {
 }
 
 pub(super) fn number(id: &str) -> Result<CredentialId, ApiError> {
-    id.parse().map(CredentialId).map_err(|_| ApiError::field("id", "must be a number"))
+    crate::request::number("id", id).map(CredentialId)
 }
 
 /// Every credential that has not expired.

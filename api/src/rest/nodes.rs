@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::{ApiError, ErrorBody};
-use crate::request::{Page, Paged, Path, Read, Write, tagged, time};
+use crate::request::{Page, Paged, Path, Read, Write, number, tagged, time};
 use crate::state::{ApiState, Member};
 
 /// A node of the fleet.
@@ -127,7 +127,7 @@ async fn list(State(state): State<ApiState>, read: Read, page: Page) -> Result<R
     responses((status = 200, body = NodeRead), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn get(State(state): State<ApiState>, Path(id): Path<String>, read: Read) -> Result<Response, ApiError> {
     let member = state.member()?;
-    let number = id.parse().map(NodeId).map_err(|_| ApiError::field("id", "must be a number"))?;
+    let number = number("id", &id).map(NodeId)?;
     let missing = || ApiError::NotFound(format!("there is no node {number}"));
     let node = read.view.node(number)?.ok_or_else(missing)?;
     Ok(read.answer(tagged(node.mod_index, Json(NodeRead::of(&member, node)))))
@@ -147,7 +147,7 @@ struct Evicted {
         (status = 504, body = ErrorBody)))]
 async fn evict(State(state): State<ApiState>, Path(id): Path<String>, write: Write) -> Result<Response, ApiError> {
     let member = state.member()?;
-    let id: u64 = id.parse().map_err(|_| ApiError::field("id", "must be a number"))?;
+    let id = number("id", &id)?;
     // The state knows who leads a moment after the nodes do.
     if member.consensus.status().leader == Some(NodeId(id)) {
         return Err(ApiError::Conflict(format!("node {id} leads the fleet; let another one lead first")));
@@ -178,7 +178,7 @@ async fn prefer_voter(
     Path(id): Path<String>,
     write: Write,
 ) -> Result<Response, ApiError> {
-    let id: u64 = id.parse().map_err(|_| ApiError::field("id", "must be a number"))?;
+    let id = number("id", &id)?;
     write.propose(&state.member()?, &[], command::Body::PreferVoter(PreferVoter { id })).await?;
     Ok(Json(Preferred { preferred: id }).into_response())
 }

@@ -250,15 +250,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::fields::wrong_fields;
 
     fn wrong(body: &serde_json::Value) -> Vec<String> {
-        let mut fields = Fields::parse(body.to_string().as_bytes()).expect("an object");
-        let _ = read(&mut fields);
-        match fields.finish() {
-            Ok(()) => Vec::new(),
-            Err(ApiError::Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
-            Err(other) => panic!("{other}"),
-        }
+        wrong_fields(body, read)
     }
 
     #[test]

@@ -76,21 +76,8 @@ impl Carrier {
     }
 
     /// Carries what comes until nobody can send any more.
-    pub async fn carry(self, mut submissions: mpsc::Receiver<Submission>) {
-        let (mut under_way, mut slow) = (FuturesUnordered::new(), FuturesUnordered::new());
-        loop {
-            tokio::select! {
-                Some(taking) = under_way.next() => slow.extend(taking),
-                Some(()) = slow.next() => {}
-                first = submissions.recv(), if under_way.len() < GROUPS && slow.len() < SLOW_GROUPS => {
-                    let Some(first) = first else { return };
-                    let mut taking = Box::pin(self.take(gather(first, &mut submissions)));
-                    under_way.push(async {
-                        tokio::time::timeout(USUAL, &mut taking).await.is_err().then_some(taking)
-                    });
-                }
-            }
-        }
+    pub async fn carry(self, submissions: mpsc::Receiver<Submission>) {
+        in_groups(submissions, |group| self.take(group)).await;
     }
 
     /// Who still waits when the time is up learns nothing.
@@ -184,6 +171,27 @@ impl Carrier {
     }
 }
 
+/// Has what comes taken in groups until nobody can send any more.
+async fn in_groups<F: Future<Output = ()>>(
+    mut submissions: mpsc::Receiver<Submission>,
+    take: impl Fn(Vec<Submission>) -> F,
+) {
+    let (mut under_way, mut slow) = (FuturesUnordered::new(), FuturesUnordered::new());
+    loop {
+        tokio::select! {
+            Some(taking) = under_way.next() => slow.extend(taking),
+            Some(()) = slow.next() => {}
+            first = submissions.recv(), if under_way.len() < GROUPS && slow.len() < SLOW_GROUPS => {
+                let Some(first) = first else { return };
+                let mut taking = Box::pin(take(gather(first, &mut submissions)));
+                under_way.push(async {
+                    tokio::time::timeout(USUAL, &mut taking).await.is_err().then_some(taking)
+                });
+            }
+        }
+    }
+}
+
 /// What waits, up to a limit. Whoever has given up is left out.
 fn gather(first: Submission, waiting: &mut mpsc::Receiver<Submission>) -> Vec<Submission> {
     let mut group = Vec::new();
@@ -242,5 +250,28 @@ mod tests {
         assert_eq!(groups[0].len(), TOGETHER);
         assert!(groups.iter().all(|group| group.len() <= TOGETHER && bytes(group) <= BYTES_TOGETHER + 2 * MAX_COMMAND));
         assert!(groups.len() >= 3, "they are too long for one");
+    }
+
+    #[tokio::test]
+    async fn groups_that_are_stuck_hold_up_nobody() {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let (taken, mut groups) = mpsc::unbounded_channel();
+        let carrying = tokio::spawn(in_groups(waiting, move |group| {
+            let taken = taken.clone();
+            async move {
+                let _ = taken.send(group);
+                std::future::pending().await
+            }
+        }));
+        let mut callers = Vec::new();
+        for _ in 0..3 * GROUPS {
+            let (submission, answered) = submission(1);
+            callers.push(answered);
+            assert!(queue.try_send(submission).is_ok(), "there is room");
+            // None of those before has an end.
+            let group = tokio::time::timeout(Duration::from_secs(30), groups.recv()).await.expect("is taken");
+            assert_eq!(group.expect("goes on").len(), 1);
+        }
+        carrying.abort();
     }
 }

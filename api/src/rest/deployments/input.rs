@@ -373,20 +373,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::error::ApiError;
+    use crate::fields::wrong_fields;
 
     fn wrong(change: Value) -> Vec<String> {
         let mut body = json!({ "model_name": "org/m", "gpu_memory_fraction": 0.5 });
         for (field, value) in change.as_object().expect("an object") {
             body[field] = value.clone();
         }
-        let mut fields = Fields::parse(body.to_string().as_bytes()).expect("an object");
-        read(&mut fields);
-        match fields.finish() {
-            Ok(()) => Vec::new(),
-            Err(ApiError::Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
-            Err(error) => panic!("{error:?}"),
-        }
+        wrong_fields(&body, read)
     }
 
     #[test]

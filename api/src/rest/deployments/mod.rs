@@ -21,18 +21,14 @@ use uuid::Uuid;
 
 use crate::error::{ApiError, ErrorBody};
 use crate::fields::Fields;
-use crate::request::{Body, Page, Paged, Path, Read, Write, tagged, unexpected};
+use crate::request::{Body, Page, Paged, Path, Read, Write, number, tagged, unexpected};
 use crate::state::{ApiState, Member};
 
 use entry::{DeploymentEntry, Manifest};
 use input::{DeploymentInput, read};
 
-fn number(id: &str) -> Result<DeploymentId, ApiError> {
-    id.parse().map(DeploymentId).map_err(|_| ApiError::field("id", "must be a number"))
-}
-
 fn find(view: &View, id: &str) -> Result<Stored<Deployment>, ApiError> {
-    let id = number(id)?;
+    let id = number("id", id).map(DeploymentId)?;
     view.deployment(id)?.ok_or_else(|| ApiError::NotFound(format!("there is no deployment {id}")))
 }
 
@@ -120,10 +116,10 @@ async fn manifest(Path(id): Path<String>, read: Read) -> Result<Response, ApiErr
     responses((status = 200, body = Deleted), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 412, body = ErrorBody), (status = 504, body = ErrorBody)))]
 async fn delete(State(state): State<ApiState>, Path(id): Path<String>, write: Write) -> Result<Response, ApiError> {
-    let id = number(&id)?;
-    let command = DeleteDeployment { id: id.0, precondition: write.precondition.clone() };
+    let id = number("id", &id)?;
+    let command = DeleteDeployment { id, precondition: write.precondition.clone() };
     write.propose(&state.member()?, &[], command::Body::DeleteDeployment(command)).await?;
-    Ok(Json(Deleted { status: "deleted", id: id.0 }).into_response())
+    Ok(Json(Deleted { status: "deleted", id }).into_response())
 }
 
 /// The routes.
