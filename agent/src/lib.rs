@@ -1,2 +1,8 @@
 //! What one node does with its own machine: containers, GPUs, engines, files. It knows no REST, and it is told what shall
 //! run only by the node's own replica of the fleet's state.
+
+pub mod engine;
+pub mod files;
+pub mod gpu;
+pub mod logs;
+pub mod runtime;

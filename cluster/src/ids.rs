@@ -95,6 +95,26 @@ number! {
     DeploymentId
 }
 
+/// One of the places at which a deployment runs, counted from 0. It keeps its number when it moves to another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PlacementId {
+    /// The deployment.
+    pub deployment: DeploymentId,
+    /// Which of its places.
+    pub ordinal: u32,
+}
+
+impl fmt::Display for PlacementId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.deployment, self.ordinal)
+    }
+}
+
+number! {
+    /// The log index of the commit that last gave a placement to a node. Whoever speaks for an older one is not heard.
+    PlacementEpoch
+}
+
 number! {
     /// A leader's time in office: the log index of its `TakeOffice`. Commands of a duty carry it, and those of an older
     /// office are refused.

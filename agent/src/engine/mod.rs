@@ -1,0 +1,1 @@
+//! Inference engines: their command lines, what they say of themselves, and how they sleep.

@@ -1,0 +1,1 @@
+//! The GPUs of the machine, as data: none and lost ones among them.

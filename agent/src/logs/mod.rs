@@ -1,0 +1,1 @@
+//! What engines have said: kept in files, in bounds, and read again.
