@@ -237,7 +237,10 @@ impl From<Refusal> for ApiError {
             RefusalKind::KeyReused => Self::KeyReused(text),
             RefusalKind::AnswerGone => Self::AnswerGone(text),
             RefusalKind::TooLarge => Self::TooLarge(text),
-            RefusalKind::OldOffice | RefusalKind::Denied | RefusalKind::Unspecified => Self::Internal(text),
+            RefusalKind::Invalid => Self::Senseless(text),
+            RefusalKind::OldOffice | RefusalKind::OldEpoch | RefusalKind::Denied | RefusalKind::Unspecified => {
+                Self::Internal(text)
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
     let action = match body {
         Body::Bootstrap(_) => "fleet.bootstrap",
         Body::TakeOffice(_) => "office.take",
-        Body::Sweep(_) | Body::ReportNode(_) | Body::RecordUse(_) => return None,
+        Body::Sweep(_) | Body::ReportNode(_) | Body::RecordUse(_) | Body::ReportPlacement(_) => return None,
         Body::RegisterNode(_) => "node.join",
         Body::RemoveNode(_) => "node.evict",
         Body::PreferVoter(_) => "node.prefer_voter",
@@ -29,6 +29,11 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Body::DeleteCredential(_) => "credential.delete",
         Body::CreateDeployment(_) => "deployment.create",
         Body::DeleteDeployment(_) => "deployment.delete",
+        Body::StartDeployment(_) => "deployment.start",
+        Body::StopDeployment(_) => "deployment.stop",
+        Body::ExtendDeployment(_) => "deployment.extend",
+        Body::PinDeployment(_) => "deployment.pin",
+        Body::ExpireDeployment(_) => "deployment.expire",
         Body::CreateConfig(_) => "config.create",
         Body::DeleteConfig(_) => "config.delete",
     };

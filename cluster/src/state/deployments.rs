@@ -2,12 +2,13 @@
 
 use uuid::Uuid;
 
-use super::credentials;
 use super::keys::put_secret;
 use super::step::{Damaged, Step, Stop, Stored, check, refused};
 use super::view::View;
+use super::{credentials, fleet, placements};
 use crate::ids::DeploymentId;
-use crate::rows::{self, Deployment, DeploymentStatus, Environment, Fleet, RefusalKind};
+use crate::rows::start_deployment::What;
+use crate::rows::{self, Deployment, DeploymentAnswer, DeploymentStatus, Environment, Fleet, RefusalKind};
 
 /// The name under which the values of an environment are sealed.
 #[must_use]
@@ -21,12 +22,22 @@ fn secret_of(environment: &Environment) -> Result<String, Stop> {
     Ok(environment_name(id))
 }
 
-fn existing(step: &Step<'_>, id: u64) -> Result<Stored<Deployment>, Stop> {
+pub(super) fn existing(step: &Step<'_>, id: u64) -> Result<Stored<Deployment>, Stop> {
     step.get::<Deployment>(&id.to_be_bytes())?
         .ok_or_else(|| refused(RefusalKind::NotFound, format!("there is no deployment {id}")))
 }
 
-pub(super) fn create(step: &mut Step<'_>, command: &rows::CreateDeployment) -> Result<rows::DeploymentAnswer, Stop> {
+fn put(step: &mut Step<'_>, deployment: &Deployment) -> Result<(), Stop> {
+    step.put(deployment.id.to_be_bytes().to_vec(), deployment)
+}
+
+fn answer(step: &Step<'_>, deployment: Deployment) -> Result<DeploymentAnswer, Stop> {
+    let placements = placements::of(step, deployment.id)?;
+    Ok(DeploymentAnswer { mod_index: step.index, deployment: Some(deployment), placements })
+}
+
+/// Makes a record, and writes everything of it but the record itself.
+fn made(step: &mut Step<'_>, command: &rows::CreateDeployment) -> Result<Deployment, Stop> {
     let wish = command.wish.clone().unwrap_or_default();
     if let Some(node) = wish.node_id
         && step.get::<rows::Node>(&node.to_be_bytes())?.is_none()
@@ -44,7 +55,7 @@ pub(super) fn create(step: &mut Step<'_>, command: &rows::CreateDeployment) -> R
         }
         None => None,
     };
-    let deployment = Deployment {
+    Ok(Deployment {
         id,
         spec: command.spec.clone(),
         wish: Some(wish),
@@ -57,20 +68,116 @@ pub(super) fn create(step: &mut Step<'_>, command: &rows::CreateDeployment) -> R
         created_ms: step.now.0,
         created_by: step.origin.principal.clone(),
         environment,
-    };
-    step.put(id.to_be_bytes().to_vec(), &deployment)?;
-    Ok(rows::DeploymentAnswer { mod_index: step.index, deployment: Some(deployment) })
+        names: command.names.clone(),
+        expires_ms: None,
+        desired: DeploymentStatus::Stopped.into(),
+        failure: None,
+    })
 }
 
-pub(super) fn delete(step: &mut Step<'_>, command: &rows::DeleteDeployment) -> Result<rows::DeploymentAnswer, Stop> {
+pub(super) fn create(step: &mut Step<'_>, command: &rows::CreateDeployment) -> Result<DeploymentAnswer, Stop> {
+    let deployment = made(step, command)?;
+    put(step, &deployment)?;
+    answer(step, deployment)
+}
+
+pub(super) fn start(step: &mut Step<'_>, command: &rows::StartDeployment) -> Result<DeploymentAnswer, Stop> {
+    let mut deployment = match &command.what {
+        Some(What::Create(create)) => made(step, create)?,
+        Some(What::Restart(restart)) => {
+            let Stored { row: mut deployment, mod_index } = existing(step, restart.id)?;
+            check(restart.precondition.as_ref(), mod_index)?;
+            if placements::held(&placements::of(step, deployment.id)?) {
+                let why =
+                    format!("deployment {} is not stopped yet; stop it first, or wait until it is", deployment.id);
+                return Err(refused(RefusalKind::Conflict, why));
+            }
+            deployment.owner.clone_from(&restart.owner);
+            deployment.duration_s = restart.duration_s;
+            deployment
+        }
+        None => return Err(refused(RefusalKind::Conflict, "there is nothing to start")),
+    };
+    deployment.expires_ms = None;
+    deployment.failure = None;
+    deployment.desired = DeploymentStatus::Running.into();
+    placements::begin(step, &mut deployment, &command.seats)?;
+    put(step, &deployment)?;
+    answer(step, deployment)
+}
+
+/// Ends what runs of a deployment.
+fn end(step: &mut Step<'_>, deployment: &mut Deployment, how: DeploymentStatus) -> Result<(), Stop> {
+    deployment.desired = how.into();
+    deployment.expires_ms = None;
+    placements::stop(step, deployment)?;
+    put(step, deployment)
+}
+
+pub(super) fn stop(step: &mut Step<'_>, command: &rows::StopDeployment) -> Result<DeploymentAnswer, Stop> {
+    let Stored { row: mut deployment, mod_index } = existing(step, command.id)?;
+    check(command.precondition.as_ref(), mod_index)?;
+    if deployment.desired() != DeploymentStatus::Running {
+        let answer = answer(step, deployment)?;
+        return Ok(DeploymentAnswer { mod_index, ..answer });
+    }
+    end(step, &mut deployment, DeploymentStatus::Stopped)?;
+    answer(step, deployment)
+}
+
+pub(super) fn expire(step: &mut Step<'_>, command: &rows::ExpireDeployment) -> Result<DeploymentAnswer, Stop> {
+    fleet::in_office(step, command.office)?;
+    let Stored { row: mut deployment, .. } = existing(step, command.id)?;
+    // It may have been extended or stopped since the duty looked.
+    let due = deployment.expires_ms.filter(|expires| *expires == command.expires_ms && *expires <= step.now.0);
+    if due.is_none() || deployment.desired() != DeploymentStatus::Running {
+        return Err(refused(RefusalKind::Conflict, format!("deployment {} does not end now", command.id)));
+    }
+    end(step, &mut deployment, DeploymentStatus::Expired)?;
+    answer(step, deployment)
+}
+
+pub(super) fn extend(step: &mut Step<'_>, command: &rows::ExtendDeployment) -> Result<DeploymentAnswer, Stop> {
+    let Stored { row: mut deployment, mod_index } = existing(step, command.id)?;
+    check(command.precondition.as_ref(), mod_index)?;
+    let conflict = |why: String| Err(refused(RefusalKind::Conflict, why));
+    match deployment.status() {
+        DeploymentStatus::Starting | DeploymentStatus::Loading | DeploymentStatus::Running => {}
+        _ => return conflict(format!("deployment {} does not run", command.id)),
+    }
+    match (command.by_s, deployment.duration_s) {
+        (None, _) => (deployment.duration_s, deployment.expires_ms) = (None, None),
+        (Some(by), Some(duration)) => {
+            deployment.duration_s = Some(duration.saturating_add(by));
+            // While it loads its time has not begun.
+            deployment.expires_ms =
+                deployment.expires_ms.map(|expires| expires.saturating_add(by.saturating_mul(1000)));
+        }
+        (Some(_), None) => return conflict(format!("deployment {} has no end that could be moved", command.id)),
+    }
+    put(step, &deployment)?;
+    answer(step, deployment)
+}
+
+pub(super) fn pin(step: &mut Step<'_>, command: &rows::PinDeployment) -> Result<DeploymentAnswer, Stop> {
+    let Stored { row: mut deployment, mod_index } = existing(step, command.id)?;
+    check(command.precondition.as_ref(), mod_index)?;
+    deployment.pinned = command.pinned;
+    placements::claim_anew(step, &deployment)?;
+    put(step, &deployment)?;
+    answer(step, deployment)
+}
+
+pub(super) fn delete(step: &mut Step<'_>, command: &rows::DeleteDeployment) -> Result<DeploymentAnswer, Stop> {
     let Stored { row: deployment, mod_index } = existing(step, command.id)?;
     check(command.precondition.as_ref(), mod_index)?;
     if let Some(environment) = &deployment.environment {
         put_secret(step, &secret_of(environment)?, None)?;
     }
     credentials::forget_deployment(step, command.id)?;
+    placements::forget(step, &deployment)?;
     step.remove::<Deployment>(command.id.to_be_bytes().to_vec());
-    Ok(rows::DeploymentAnswer { mod_index, deployment: Some(deployment) })
+    Ok(DeploymentAnswer { mod_index, deployment: Some(deployment), placements: Vec::new() })
 }
 
 impl View {

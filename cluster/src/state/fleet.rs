@@ -2,6 +2,7 @@
 
 use super::credentials;
 use super::keys::wrapped_key;
+use super::placements;
 use super::step::{Damaged, Row, Step, Stop, refused};
 use super::view::View;
 use crate::ids::{FleetId, NodeId, Office};
@@ -32,6 +33,12 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::DeleteCredential(_)
         | Body::CreateDeployment(_)
         | Body::DeleteDeployment(_)
+        | Body::StartDeployment(_)
+        | Body::StopDeployment(_)
+        | Body::ExtendDeployment(_)
+        | Body::PinDeployment(_)
+        | Body::ReportPlacement(_)
+        | Body::ExpireDeployment(_)
         | Body::RecordUse(_)
         | Body::CreateConfig(_)
         | Body::DeleteConfig(_) => 1,
@@ -193,6 +200,7 @@ pub(super) fn remove_node(step: &mut Step<'_>, command: &rows::RemoveNode) -> Re
     if left != command.holders {
         return Err(refused(RefusalKind::Conflict, "the nodes of the fleet have changed in the meantime; try again"));
     }
+    placements::lose_node(step, id)?;
     forget_node(step, id)?;
     for key in &command.keys {
         step.put(wrapped_key(key.kind(), key.version, key.holder), key)?;
@@ -210,6 +218,7 @@ pub(super) fn rebirth(step: &mut Step<'_>, command: &rows::Rebirth) -> Result<()
         return Err(refused(RefusalKind::Conflict, "the fleet is of another generation"));
     }
     for id in node_ids(step)? {
+        placements::lose_node(step, id)?;
         forget_node(step, id)?;
     }
     for key in &command.keys {

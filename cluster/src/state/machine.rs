@@ -5,7 +5,9 @@ use prost::Message;
 
 use super::step::{Damaged, Step, Stop};
 use super::tables::Tables;
-use super::{ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, retention, settings};
+use super::{
+    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, placements, retention, settings,
+};
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
 use crate::rows::command::Body;
@@ -104,6 +106,15 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
         Body::DeleteCredential(command) => Outcome::Credential(credentials::delete(step, command)?),
         Body::CreateDeployment(command) => Outcome::Deployment(deployments::create(step, command)?),
         Body::DeleteDeployment(command) => Outcome::Deployment(deployments::delete(step, command)?),
+        Body::StartDeployment(command) => Outcome::Deployment(deployments::start(step, command)?),
+        Body::StopDeployment(command) => Outcome::Deployment(deployments::stop(step, command)?),
+        Body::ExtendDeployment(command) => Outcome::Deployment(deployments::extend(step, command)?),
+        Body::PinDeployment(command) => Outcome::Deployment(deployments::pin(step, command)?),
+        Body::ExpireDeployment(command) => Outcome::Deployment(deployments::expire(step, command)?),
+        Body::ReportPlacement(command) => {
+            placements::report(step, command)?;
+            nothing
+        }
         Body::RecordUse(command) => {
             credentials::record_use(step, command)?;
             nothing

@@ -62,6 +62,12 @@ tables! {
     CredentialUse = 22,
     /// By number.
     Deployment = 30,
+    /// By deployment and ordinal.
+    Placement = 31,
+    /// By node, deployment and ordinal.
+    Reservation = 32,
+    /// By the SHA-256 of the model's name, and deployment.
+    ModelAlias = 33,
 }
 
 /// The longest row, in bytes as encoded.

@@ -22,6 +22,8 @@ use crate::rows::{
 };
 use crate::storage::{Applied, LogId};
 
+mod placements;
+
 const START_MS: u64 = 1_000_000;
 const MINUTE_MS: u64 = 60_000;
 
