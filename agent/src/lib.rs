@@ -6,3 +6,4 @@ pub mod files;
 pub mod gpu;
 pub mod logs;
 pub mod runtime;
+pub mod serving;

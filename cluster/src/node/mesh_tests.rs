@@ -46,6 +46,7 @@ pub(super) fn options(directory: &Path, name: &str, mesh: &MeshSockets) -> NodeO
         clock: Arc::new(SystemClock),
         clocks: Rules::default(),
         duties: vec![Arc::new(Retention::default()), Arc::new(RULES)],
+        services: crate::transport::Services::default(),
         runtime: Handle::current(),
     }
 }

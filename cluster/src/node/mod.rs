@@ -43,7 +43,7 @@ use crate::sealing::{HolderKey, Keyring};
 use crate::state::{Damaged, FEATURE_LEVELS, Row, View};
 use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
 use crate::transport::{
-    Authority, Channels, Check, Gate, Mesh, PeerConnection, Registered, Registry, TlsIdentity, serve,
+    Authority, Channels, Check, Gate, Mesh, PeerConnection, Registered, Registry, Services, TlsIdentity, serve,
 };
 
 /// How long a node may take to catch up with what it knew before it was restarted.
@@ -121,6 +121,8 @@ pub struct NodeOptions {
     pub clocks: clocks::Rules,
     /// What it does when it leads.
     pub duties: Vec<Arc<dyn Duty>>,
+    /// What else it answers on the mesh port.
+    pub services: Services,
     /// Where the tasks of Raft and of the node itself run. Load elsewhere must not cost a heartbeat.
     pub runtime: tokio::runtime::Handle,
 }
@@ -256,6 +258,7 @@ impl Node {
         let from = follower.refresh();
         let check = Check { registered: Arc::clone(&registered) };
         let mut services = consensus.services(&check);
+        options.services.build(&mut services, &check);
         services.add_service(ClockService::server(clocks.clone(), consensus.timing(), check));
         let (joining, registry) = (identity.clone(), Arc::clone(&registered));
         services.add_service(JoinService::server(Arc::clone(&consensus), keyring.clone(), joining, registry));

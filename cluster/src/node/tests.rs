@@ -46,6 +46,7 @@ fn options(directory: &Path) -> NodeOptions {
         clock: Arc::new(SystemClock),
         clocks: Rules::default(),
         duties: vec![retention],
+        services: crate::transport::Services::default(),
         runtime: Handle::current(),
     }
 }

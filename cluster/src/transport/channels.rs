@@ -37,6 +37,8 @@ pub enum Purpose {
     Snapshot,
     /// Forwarded writes and reads.
     Calls,
+    /// What machines are asked: what runs there, logs, files.
+    Machines,
 }
 
 /// The connections of this node.

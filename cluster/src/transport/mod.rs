@@ -9,6 +9,7 @@ mod channels;
 mod registry;
 mod route;
 mod server;
+mod services;
 mod tls;
 
 #[cfg(test)]
@@ -21,4 +22,5 @@ pub use registry::{Peer, Registered, Registry};
 pub(crate) use route::{Check, Inject, refused_by_generation};
 pub use server::PeerConnection;
 pub(crate) use server::{Gate, Mesh, serve};
+pub use services::{Members, Services, ToNode};
 pub(crate) use tls::join_config;
