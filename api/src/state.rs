@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use muster_agent::serving::Serving;
 use muster_cluster::clocks::Clocks;
 use muster_cluster::consensus::Consensus;
 use muster_cluster::membership::Gossip;
@@ -54,12 +55,14 @@ pub struct Replica {
     pub channels: Arc<Channels>,
     /// What it has heard of them.
     pub gossip: Gossip,
+    /// What it serves itself.
+    pub serving: Arc<Serving>,
 }
 
 impl Member {
     /// The parts of this node.
     #[must_use]
-    pub fn of(node: &Node) -> Self {
+    pub fn of(node: &Node, serving: Arc<Serving>) -> Self {
         Self {
             consensus: Arc::clone(node.consensus()),
             clocks: node.clocks().clone(),
@@ -69,6 +72,7 @@ impl Member {
                 identity: node.identity().clone(),
                 channels: Arc::clone(node.channels()),
                 gossip: node.gossip().clone(),
+                serving,
             },
         }
     }

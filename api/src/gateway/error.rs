@@ -6,6 +6,7 @@ use muster_cluster::state::Damaged;
 use serde::Serialize;
 
 use super::body::GatewayBody;
+use super::target::NOT_SERVED;
 
 /// Why a request to a model was not answered by the model.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -22,6 +23,43 @@ pub(crate) enum GatewayError {
     /// No model has this name.
     #[error("the model `{0}` does not exist, or this key may not use it")]
     ModelNotFound(String),
+    /// No deployment has this name either. The caller is told what it may use.
+    #[error("the model `{name}` does not exist, or this key may not use it; it may use: {others}")]
+    UnknownName {
+        /// The name.
+        name: String,
+        /// What there is.
+        others: String,
+    },
+    /// Several deployments run a model of this name.
+    #[error("the model `{name}` is served by several deployments; use one of their names: {names}")]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// What they are served as.
+        names: String,
+    },
+    /// It is being started. It will help to try again.
+    #[error("the model `{name}` is still being loaded (deployment {deployment}); try again shortly")]
+    Loading {
+        /// The name.
+        name: String,
+        /// The deployment.
+        deployment: u64,
+    },
+    /// No replica of a deployment answers. It may help to try again.
+    #[error("deployment {deployment}, which serves `{name}`, does not respond: {why}")]
+    NoReplica {
+        /// The name.
+        name: String,
+        /// The deployment.
+        deployment: u64,
+        /// What happened, without addresses.
+        why: String,
+    },
+    /// The node that was asked does not serve this replica now.
+    #[error("this node does not serve this replica now")]
+    NotServed,
     /// There is such a model, and the key may not use it. It is told of no other.
     #[error("this key may not use the model `{0}`")]
     AccessDenied(String),
@@ -112,6 +150,10 @@ impl GatewayError {
             Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, "invalid_json"),
             Self::MissingModel => (StatusCode::BAD_REQUEST, "missing_model"),
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, "model_not_found"),
+            Self::UnknownName { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
+            Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, "model_ambiguous"),
+            Self::Loading { .. } | Self::NotServed => (StatusCode::SERVICE_UNAVAILABLE, "model_loading"),
+            Self::NoReplica { .. } => (StatusCode::BAD_GATEWAY, "deployment_unreachable"),
             Self::AccessDenied(_) => (StatusCode::FORBIDDEN, "model_access_denied"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             Self::BadBody(_) => (StatusCode::REQUEST_TIMEOUT, "incomplete_body"),
@@ -140,6 +182,7 @@ impl GatewayError {
             StatusCode::FORBIDDEN => "permission_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => "upstream_error",
+            _ if code == "model_loading" => "upstream_error",
             _ if matches!(self, Self::Upstream { .. }) && status.is_server_error() => "upstream_error",
             _ if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
@@ -163,6 +206,7 @@ impl GatewayError {
             headers.insert(header::RETRY_AFTER, after);
         }
         match self {
+            Self::NotServed => drop(headers.insert(NOT_SERVED, HeaderValue::from_static("1"))),
             Self::InvalidKey(_) => drop(headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::WrongMethod(allowed) => drop(headers.insert(header::ALLOW, HeaderValue::from_static(allowed))),
             _ => {}

@@ -2,12 +2,12 @@
 
 use std::error::Error;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Body;
+use muster_agent::serving::Flight as Busy;
 use serde_json::Value;
 
 use super::body::{Collected, GatewayBody, Pieces};
@@ -15,7 +15,7 @@ use super::error::GatewayError;
 use super::origin::OriginError;
 use super::relay::{ProviderStalled, Relay};
 use super::rewrite::{Events, Object, Rewriter};
-use super::target::{Endpoint, Target};
+use super::target::{Endpoint, NOT_SERVED, Target};
 
 /// An answer of at most this length whose name is replaced keeps a length; a longer one is sent in chunks.
 const WHOLE_LIMIT: u64 = 1024 * 1024;
@@ -30,7 +30,6 @@ const PASSED: [header::HeaderName; 4] =
 
 /// A request that knows its model.
 pub(super) struct Call {
-    pub target: Arc<Target>,
     pub endpoint: Endpoint,
     pub body: Collected,
     /// The model as the client wrote it, quotes included, and as it is meant.
@@ -44,12 +43,12 @@ pub(super) struct Call {
 }
 
 impl Call {
-    fn request(&self, renamed: bool) -> Request<Pieces> {
-        let mut request = Request::new(self.body.pieces(renamed.then_some(&self.target.written_id)));
+    fn request(&self, target: &Target, renamed: bool) -> Request<Pieces> {
+        let mut request = Request::new(self.body.pieces(renamed.then_some(&target.written_id)));
         *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = self.target.uri(self.endpoint);
+        *request.uri_mut() = target.uri(self.endpoint);
         let headers = request.headers_mut();
-        headers.clone_from(&self.target.headers);
+        headers.clone_from(&target.headers);
         headers.insert("x-request-id", self.request_id.clone());
         if let Some(traceparent) = &self.traceparent {
             headers.insert("traceparent", traceparent.clone());
@@ -57,35 +56,38 @@ impl Call {
         request
     }
 
-    /// Asks the provider.
-    pub async fn run(self) -> Result<Response<GatewayBody>, GatewayError> {
-        let renamed = self.name != self.target.model_id;
-        let flight = self.target.tally.depart();
-        let asking = self.target.origin.ask(|| self.request(renamed));
+    /// Asks the provider. An engine of this machine is busy for as long as the answer is read.
+    pub async fn run(&self, target: &Target, busy: Option<Busy>) -> Result<Response<GatewayBody>, GatewayError> {
+        let renamed = self.name != target.model_id;
+        let flight = target.tally.depart();
+        let asking = target.origin.ask(|| self.request(target, renamed));
         let asked = tokio::time::timeout(self.timeout, asking).await;
-        let model = || self.target.name.clone();
+        let model = || target.name.clone();
         let (response, lease) = match asked {
             Ok(Ok(answered)) => answered,
-            Ok(Err(error)) => return Err(self.unreachable(&error)),
+            Ok(Err(error)) => return Err(unreachable(target, &error)),
             Err(_) => return Err(GatewayError::TimedOut(model())),
         };
         let (head, body) = response.into_parts();
         if !head.status.is_success() {
-            let relay = Relay::new(body, lease, None, ERROR_TIME, flight);
-            if self.target.is_node {
+            if target.is_node && head.headers.contains_key(NOT_SERVED) {
+                return Err(GatewayError::NotServed);
+            }
+            let relay = Relay::new(body, lease, None, ERROR_TIME, flight).keeping(busy);
+            if target.is_node {
                 // Another gateway has put it into our form.
                 return Ok(passed(head.status, &head.headers, GatewayBody::relay(relay)));
             }
-            return Err(refused(head.status, &head.headers, relay, &self.target.name).await);
+            return Err(refused(head.status, &head.headers, relay, &target.name).await);
         }
         let rewriter = if renamed { rewriter(&head.headers, self.written.clone()) } else { None };
         let length = body.size_hint().exact();
         // The server does not even begin with a body of no length.
         let short = length == Some(0)
             || length.is_some_and(|length| length <= WHOLE_LIMIT) && matches!(rewriter, Some(Rewriter::Object(_)));
-        let mut relay = Relay::new(body, lease, rewriter, self.timeout, flight);
+        let mut relay = Relay::new(body, lease, rewriter, self.timeout, flight).keeping(busy);
         let body = if short {
-            let whole = collect(&mut relay, &self.target.name).await?;
+            let whole = collect(&mut relay, &target.name).await?;
             relay.answered();
             GatewayBody::full(whole)
         } else {
@@ -94,10 +96,14 @@ impl Call {
         };
         Ok(passed(head.status, &head.headers, body))
     }
+}
 
-    fn unreachable(&self, error: &OriginError) -> GatewayError {
-        tracing::debug!(model = self.target.name, address = ?self.target.origin.address(), ?error, "a provider was not reached");
-        GatewayError::Unreachable { model: self.target.name.clone(), why: error.to_string() }
+fn unreachable(target: &Target, error: &OriginError) -> GatewayError {
+    tracing::debug!(model = target.name, address = ?target.origin.address(), ?error, "a provider was not reached");
+    let (name, why) = (target.name.clone(), error.to_string());
+    match target.deployment {
+        Some(deployment) => GatewayError::NoReplica { name, deployment: deployment.0, why },
+        None => GatewayError::Unreachable { model: name, why },
     }
 }
 

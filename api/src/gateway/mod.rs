@@ -5,6 +5,7 @@
 //! quorum.
 
 mod body;
+mod deployments;
 mod error;
 mod forward;
 mod origin;
@@ -31,7 +32,7 @@ use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::Either;
 use hyper::body::Body;
-use muster_cluster::ids::ModelId;
+use muster_cluster::ids::{ModelId, PlacementEpoch, PlacementId};
 use muster_cluster::sealing::SecretText;
 use percent_encoding::percent_decode_str;
 use tower::util::Oneshot;
@@ -39,11 +40,12 @@ use tower::{Service, ServiceExt};
 
 pub use body::GatewayBody;
 use body::{Collected, Held};
+use deployments::Meant;
 use error::GatewayError;
 use forward::Call;
-use resolve::{Resolver, Shared};
+use resolve::{Aim, Resolver, Shared};
 pub(crate) use tally::Tally;
-use target::{Endpoint, INDEX, MODEL};
+use target::{Endpoint, INDEX, MODEL, PLACEMENT, ReplicaOf, placement};
 
 use crate::context::{REQUEST_ID, TRACEPARENT, is_plain};
 use crate::server::{HttpService, Peer, RequestBody};
@@ -208,14 +210,14 @@ impl Worker {
             Route::Models => {
                 let listed = self.with_replica(|resolver, replica| {
                     let (_, access) = resolver.admit(replica, request.headers(), &self.0.gateway.shared)?;
-                    resolver.list(replica, access)
+                    resolver.list(replica, &access)
                 });
                 return listed.map(json);
             }
             Route::Model(name) => {
                 let listed = self.with_replica(|resolver, replica| {
                     let (_, access) = resolver.admit(replica, request.headers(), &self.0.gateway.shared)?;
-                    resolver.listed(replica, &name, access)
+                    resolver.listed(replica, &name, &access)
                 });
                 return listed.map(json);
             }
@@ -228,11 +230,59 @@ impl Worker {
         let gateway = &self.0.gateway;
         let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
         let (written, name) = body.model()?;
-        let target =
-            self.with_replica(|resolver, replica| resolver.permitted(replica, &name, access, &gateway.shared))?;
-        model.clone_from(&target.name);
+        let aim =
+            self.with_replica(|resolver, replica| resolver.permitted(replica, &name, &access, &gateway.shared))?;
         let (timeout, request_id) = (settings.timeout, request_id.clone());
-        Box::pin(Call { target, endpoint, body, written, name, request_id, traceparent, timeout }.run()).await
+        let call = Call { endpoint, body, written, name, request_id, traceparent, timeout };
+        match aim {
+            Aim::Model(target) => {
+                model.clone_from(&target.name);
+                Box::pin(call.run(&target, None)).await
+            }
+            Aim::Deployment(meant) => {
+                model.clone_from(&meant.name);
+                Box::pin(self.try_replicas(&call, &meant)).await
+            }
+        }
+    }
+
+    /// Asks one replica after the other until one has begun to answer.
+    async fn try_replicas(&self, call: &Call, meant: &Meant) -> Result<Response<GatewayBody>, GatewayError> {
+        let gateway = &self.0.gateway;
+        let mut last = None;
+        let first = self.0.requests.load(Ordering::Relaxed) as usize;
+        for turn in 0..meant.replicas.len() {
+            let Some(seat) = meant.replicas.get((first + turn) % meant.replicas.len()) else { continue };
+            let of = ReplicaOf {
+                placement: seat.placement,
+                epoch: seat.epoch,
+                name: &meant.name,
+                model_id: &meant.model_id,
+            };
+            let reached = self.with_replica(|resolver, replica| {
+                if seat.node != replica.identity.node {
+                    return Ok(resolver
+                        .elsewhere(&of, seat.node, replica, &gateway.shared)
+                        .map(|target| (target, None)));
+                }
+                let served = replica.serving.find(seat.placement, seat.epoch);
+                let Some((served, busy)) = served.and_then(|served| Some((served.clone(), served.admit()?))) else {
+                    return Ok(None);
+                };
+                let target = resolver.engine(&of, served.endpoint(), &gateway.shared);
+                Ok(target.map(|target| (target, Some(busy))))
+            })?;
+            let Some((target, busy)) = reached else { continue };
+            match call.run(&target, busy).await {
+                Err(error @ (GatewayError::NoReplica { .. } | GatewayError::NotServed)) => last = Some(error),
+                answer => return answer,
+            }
+        }
+        match last {
+            Some(error @ GatewayError::NoReplica { .. }) => Err(error),
+            // It was running a moment ago.
+            _ => Err(GatewayError::Loading { name: meant.name.clone(), deployment: meant.id.0 }),
+        }
     }
 
     /// Answers what another gateway asks.
@@ -266,6 +316,10 @@ impl Worker {
             return Err(GatewayError::InvalidKey("the node that asks does not belong to the fleet"));
         }
         let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        if let Some(seat) = text(PLACEMENT) {
+            let seat = placement(seat).ok_or(GatewayError::MissingModel)?;
+            return self.answer_for_replica(request, endpoint, seat, request_id, model).await;
+        }
         let id = text(MODEL).and_then(|id| uuid::Uuid::try_parse(id).ok()).map(ModelId);
         let (id, index) = (id.ok_or(GatewayError::MissingModel)?, text(INDEX).and_then(|index| index.parse().ok()));
         let published = self.with_replica(|_, replica| Ok(Arc::clone(&replica.published)))?;
@@ -283,7 +337,35 @@ impl Worker {
         // The name was replaced where the client asked, and is replaced there again in the answer.
         let name = target.model_id.clone();
         let request_id = request_id.clone();
-        Box::pin(Call { target, endpoint, body, written, name, request_id, traceparent, timeout }.run()).await
+        let call = Call { endpoint, body, written, name, request_id, traceparent, timeout };
+        Box::pin(call.run(&target, None)).await
+    }
+
+    /// Answers another gateway that asks for a replica of this node, if it is served here in that epoch.
+    async fn answer_for_replica(
+        &self,
+        mut request: Request<RequestBody>,
+        endpoint: Endpoint,
+        (placement, epoch): (PlacementId, PlacementEpoch),
+        request_id: &HeaderValue,
+        model: &mut String,
+    ) -> Result<Response<GatewayBody>, GatewayError> {
+        let gateway = &self.0.gateway;
+        let traceparent = request.headers_mut().remove(TRACEPARENT);
+        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
+        let (written, name) = body.model()?;
+        model.clone_from(&name);
+        let (target, busy, timeout) = self.with_replica(|resolver, replica| {
+            let served = replica.serving.find(placement, epoch).ok_or(GatewayError::NotServed)?;
+            let busy = served.admit().ok_or(GatewayError::NotServed)?;
+            // What the engine calls it has been put into the body where the client asked.
+            let of = ReplicaOf { placement, epoch, name: &name, model_id: &name };
+            let target = resolver.engine(&of, served.endpoint(), &gateway.shared).ok_or(GatewayError::NotServed)?;
+            Ok((target, busy, resolver.timeout(replica)?))
+        })?;
+        let request_id = request_id.clone();
+        let call = Call { endpoint, body, written, name, request_id, traceparent, timeout };
+        Box::pin(call.run(&target, Some(busy))).await
     }
 }
 

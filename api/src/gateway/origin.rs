@@ -12,11 +12,12 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
+use muster_agent::runtime::Endpoint;
 use muster_cluster::ids::NodeId;
 use muster_cluster::transport::Channels;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
@@ -36,7 +37,7 @@ const IDLE_COUNT: usize = 128;
 /// A failure of a used connection this soon after the request was sent is its end being noticed: nothing has been done.
 const STALE_LIMIT: Duration = Duration::from_secs(1);
 
-type Stream = TokioIo<Either<TcpStream, TlsStream<TcpStream>>>;
+type Stream = TokioIo<Either<Either<TcpStream, UnixStream>, TlsStream<TcpStream>>>;
 
 /// Why a provider could not be asked, without its address.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,8 @@ pub(super) enum Address {
     },
     /// To the gateway of the node whose provider it is.
     Node(NodeId),
+    /// To an engine of this machine.
+    Engine(Endpoint),
 }
 
 /// What is needed to connect there.
@@ -187,7 +190,15 @@ impl Origin {
 
     async fn connect_unbounded(&self) -> Result<Connected, OriginError> {
         let stream = match (&self.address, &self.way) {
-            (Address::Provider { host, port, .. }, Way::Plain) => Either::Left(reach(host, *port).await?),
+            (Address::Provider { host, port, .. }, Way::Plain) => Either::Left(Either::Left(reach(host, *port).await?)),
+            (Address::Engine(Endpoint::Unix(path)), _) => {
+                Either::Left(Either::Right(UnixStream::connect(path).await.map_err(OriginError::Connect)?))
+            }
+            (Address::Engine(Endpoint::Tcp(address)), _) => {
+                let stream = TcpStream::connect(address).await.map_err(OriginError::Connect)?;
+                stream.set_nodelay(true).map_err(OriginError::Connect)?;
+                Either::Left(Either::Left(stream))
+            }
             (Address::Provider { host, port, .. }, Way::Tls(config)) => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| OriginError::Name("its name is no name"))?;
                 let connecting = TlsConnector::from(Arc::clone(config)).connect(name, reach(host, *port).await?);

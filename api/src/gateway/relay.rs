@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming, SizeHint};
+use muster_agent::serving::Flight as Busy;
 
 use super::origin::Lease;
 use super::rewrite::Rewriter;
@@ -29,11 +30,19 @@ pub(super) struct Relay {
     failed: Option<Box<dyn Error + Send + Sync>>,
     /// Counts the request as under way until this is dropped.
     flight: Flight,
+    /// Has the engine of this machine count as busy until this is dropped.
+    _busy: Option<Busy>,
 }
 
 impl Relay {
     pub fn new(body: Incoming, lease: Lease, rewriter: Option<Rewriter>, idle: Duration, flight: Flight) -> Self {
-        Self { source: Some((body, lease)), rewriter, patience: Patience::new(idle), failed: None, flight }
+        Self { source: Some((body, lease)), rewriter, patience: Patience::new(idle), failed: None, flight, _busy: None }
+    }
+
+    /// Has the engine count as busy for as long as its answer is read.
+    pub fn keeping(mut self, busy: Option<Busy>) -> Self {
+        self._busy = busy;
+        self
     }
 
     /// Counts the request as answered: the client gets what comes from here.

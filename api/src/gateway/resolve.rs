@@ -6,22 +6,27 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
-use muster_cluster::ids::{CredentialId, ModelId};
+use muster_agent::runtime::Endpoint;
+use muster_cluster::ids::{CredentialId, ModelId, NodeId, PlacementEpoch, PlacementId};
 use muster_cluster::rows::Model;
 use muster_cluster::state::{Stored, View, api_key_name, key_hash, scope};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::Environment;
+use super::deployments::{self, Access, Meant};
 use super::error::GatewayError;
 use super::origin::{Address, Origin, Way};
 use super::tally::Tally;
-use super::target::{Common, HOP, Reach, Target, Trust, reach, target, through};
+use super::target::{Common, HOP, Reach, ReplicaOf, Target, Trust, reach, target, through};
 use super::uses::{LastUse, Uses};
 use crate::state::Replica;
 
 /// How many keys and names a thread remembers. They are the fleet's own, so that only a very large fleet has more.
 const REMEMBERED: usize = 100_000;
+
+/// How many replicas a thread remembers how to call.
+const REPLICAS: usize = 10_000;
 
 /// How often connections that nobody uses are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -35,6 +40,8 @@ pub(super) struct Resolver {
     keys: HashMap<[u8; 32], (u64, Key)>,
     models: HashMap<String, (u64, Known)>,
     list: Option<(u64, Bytes)>,
+    deployments: HashMap<String, (u64, Arc<Meant>)>,
+    replicas: HashMap<ReplicaKey, Arc<Target>>,
     common: Option<Arc<Common>>,
     origins: HashMap<Address, Arc<Origin>>,
     swept: Option<Instant>,
@@ -55,12 +62,15 @@ struct Key {
     last: Arc<LastUse>,
 }
 
-/// What a key may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
-    Everything,
-    /// Deployments that it names, and so no model of the registry.
-    Deployments,
+/// A replica, and what its engine calls what is meant.
+type ReplicaKey = (PlacementId, PlacementEpoch, String);
+
+/// What a caller means.
+pub(super) enum Aim {
+    /// A model of the registry.
+    Model(Arc<Target>),
+    /// A deployment.
+    Deployment(Arc<Meant>),
 }
 
 #[derive(Clone, Debug)]
@@ -145,7 +155,7 @@ impl Resolver {
         let found = view.credential_by_hash(&hash)?.and_then(|(id, credential)| {
             let access = match scope(&credential)? {
                 None => Access::Everything,
-                Some(_) => Access::Deployments,
+                Some(scope) => Access::Deployments(scope.deployments.as_slice().into()),
             };
             // Found again without the lock that all threads share: the state moves on with every write.
             let last = known.filter(|(known, _)| *known == id).map_or_else(|| uses.of(id), |(_, last)| last);
@@ -270,32 +280,110 @@ impl Resolver {
         });
     }
 
-    /// The model that a caller with this access means.
+    /// What a caller with this access means by a name.
     pub fn permitted(
         &mut self,
         replica: &Replica,
         name: &str,
-        access: Access,
+        access: &Access,
         shared: &Shared,
-    ) -> Result<Arc<Target>, GatewayError> {
-        self.check(replica, name, access)?;
-        self.model(replica, name, shared)
+    ) -> Result<Aim, GatewayError> {
+        let missing = match self.model(replica, name, shared) {
+            Ok(target) if *access == Access::Everything => return Ok(Aim::Model(target)),
+            Err(missing @ GatewayError::ModelNotFound(_)) => missing,
+            // It is there, and not for this key.
+            Ok(_) => return Err(GatewayError::AccessDenied(shown(name))),
+            Err(_) if *access != Access::Everything => return Err(GatewayError::AccessDenied(shown(name))),
+            Err(error) => return Err(error),
+        };
+        replica.published.with(|view| {
+            let index = view.index();
+            if let Some((seen, meant)) = self.deployments.get(name)
+                && *seen == index
+                && *access == Access::Everything
+            {
+                return Ok(Aim::Deployment(Arc::clone(meant)));
+            }
+            let found = match deployments::meant(view, name, access)? {
+                Some(found) => Arc::new(found),
+                None if view.has_deployments() => {
+                    let others = deployments::told(view, access)?;
+                    return Err(GatewayError::UnknownName { name: shown(name), others });
+                }
+                None => return Err(missing),
+            };
+            // What a key with a scope may use is not what others may.
+            if *access == Access::Everything {
+                if self.deployments.len() >= REMEMBERED {
+                    self.deployments.clear();
+                }
+                self.deployments.insert(name.to_owned(), (index, Arc::clone(&found)));
+            }
+            Ok(Aim::Deployment(found))
+        })
+    }
+
+    /// How a replica of this machine is called whose engine listens there.
+    pub fn engine(&mut self, replica: &ReplicaOf<'_>, endpoint: &Endpoint, shared: &Shared) -> Option<Arc<Target>> {
+        self.sweep();
+        let address = Address::Engine(endpoint.clone());
+        let key = (replica.placement, replica.epoch, replica.model_id.to_owned());
+        if let Some(target) = self.replicas.get(&key).filter(|target| *target.origin.address() == address) {
+            return Some(Arc::clone(target));
+        }
+        let make = || Arc::new(Origin::new(address.clone(), Way::Plain));
+        let origin = Arc::clone(self.origins.entry(address.clone()).or_insert_with(make));
+        let target = Arc::new(replica.here(origin, shared.tally.of(replica.name))?);
+        self.remember(key, &target);
+        Some(target)
+    }
+
+    /// How a replica of another node is called.
+    pub fn elsewhere(
+        &mut self,
+        replica: &ReplicaOf<'_>,
+        node: NodeId,
+        asker: &Replica,
+        shared: &Shared,
+    ) -> Option<Arc<Target>> {
+        self.sweep();
+        let address = Address::Node(node);
+        let key = (replica.placement, replica.epoch, replica.model_id.to_owned());
+        if let Some(target) = self.replicas.get(&key).filter(|target| *target.origin.address() == address) {
+            return Some(Arc::clone(target));
+        }
+        let make = || Arc::new(Origin::new(address.clone(), Way::Mesh(Arc::clone(&asker.channels))));
+        let origin = Arc::clone(self.origins.entry(address.clone()).or_insert_with(make));
+        // The other node knows the replica from the commit of its epoch on.
+        let target = Arc::new(replica.there(replica.epoch.0, origin, shared.tally.of(replica.name))?);
+        self.remember(key, &target);
+        Some(target)
+    }
+
+    fn remember(&mut self, key: ReplicaKey, target: &Arc<Target>) {
+        if self.replicas.len() >= REPLICAS {
+            self.replicas.clear();
+        }
+        self.replicas.insert(key, Arc::clone(target));
     }
 
     /// Refuses a model that the key may not use. What is not there is not there for anybody.
-    fn check(&self, replica: &Replica, name: &str, access: Access) -> Result<(), GatewayError> {
-        if access == Access::Everything {
+    fn check(&self, replica: &Replica, name: &str, access: &Access) -> Result<(), GatewayError> {
+        if *access == Access::Everything {
             return Ok(());
         }
         let found = replica.published.with(|view| find(view, name))?.filter(|(_, model)| is_served(&model.row));
-        let shown = name.chars().take(200).collect();
-        Err(if found.is_some() { GatewayError::AccessDenied(shown) } else { GatewayError::ModelNotFound(shown) })
+        Err(match found {
+            Some(_) => GatewayError::AccessDenied(shown(name)),
+            None => GatewayError::ModelNotFound(shown(name)),
+        })
     }
 
     /// The models that can be called, as OpenAI lists them.
-    pub fn list(&mut self, replica: &Replica, access: Access) -> Result<Bytes, GatewayError> {
-        if access == Access::Deployments {
-            return Ok(Bytes::from_static(br#"{"object":"list","data":[]}"#));
+    pub fn list(&mut self, replica: &Replica, access: &Access) -> Result<Bytes, GatewayError> {
+        if *access != Access::Everything {
+            let data = replica.published.with(|view| deployments::listed(view, access))?;
+            return Ok(Bytes::from(json!({ "object": "list", "data": data }).to_string()));
         }
         replica.published.with(|view| {
             let index = view.index();
@@ -308,7 +396,8 @@ impl Resolver {
             let mut models: Vec<_> = view.models()?.into_iter().map(|stored| stored.row).collect();
             models.retain(|model| is_served(model) && reach(model, own).is_ok());
             models.sort_by(|a, b| name(a).cmp(name(b)));
-            let data: Vec<_> = models.iter().map(entry).collect();
+            let mut data: Vec<_> = models.iter().map(entry).collect();
+            data.extend(deployments::listed(view, access)?);
             let list = Bytes::from(json!({ "object": "list", "data": data }).to_string());
             self.list = Some((index, list.clone()));
             Ok(list)
@@ -316,14 +405,22 @@ impl Resolver {
     }
 
     /// One of them.
-    pub fn listed(&self, replica: &Replica, reference: &str, access: Access) -> Result<Bytes, GatewayError> {
+    pub fn listed(&self, replica: &Replica, reference: &str, access: &Access) -> Result<Bytes, GatewayError> {
+        if let Some(found) = replica.published.with(|view| deployments::one_listed(view, reference, access))? {
+            return Ok(Bytes::from(found.to_string()));
+        }
         self.check(replica, reference, access)?;
         let own = replica.identity.node;
         let found = replica.published.with(|view| find(view, reference))?;
         let found = found.filter(|(_, model)| is_served(&model.row) && reach(&model.row, own).is_ok());
-        let missing = || GatewayError::ModelNotFound(reference.chars().take(200).collect());
+        let missing = || GatewayError::ModelNotFound(shown(reference));
         Ok(Bytes::from(entry(&found.ok_or_else(missing)?.1.row).to_string()))
     }
+}
+
+/// A name as an error repeats it.
+fn shown(name: &str) -> String {
+    name.chars().take(200).collect()
 }
 
 fn name(model: &Model) -> &str {

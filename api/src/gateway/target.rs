@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Uri, header};
-use muster_cluster::ids::{ModelId, NodeId};
+use muster_cluster::ids::{DeploymentId, ModelId, NodeId, PlacementEpoch, PlacementId};
 use muster_cluster::rows::Model;
 use rustls::ClientConfig;
 use url::{Host, Url};
@@ -18,6 +18,12 @@ pub(super) const HOP: &str = "muster-hop";
 
 /// Names the model in what one gateway asks another.
 pub(super) const MODEL: &str = "muster-model";
+
+/// Names the replica in what one gateway asks another: `deployment/ordinal@epoch`.
+pub(super) const PLACEMENT: &str = "muster-placement";
+
+/// Says that the gateway that was asked does not serve the replica that it was asked for: another one may be asked.
+pub(super) const NOT_SERVED: &str = "muster-not-served";
 
 /// Says how new the copy of the state must be of the gateway that is asked.
 pub(super) const INDEX: &str = "muster-index";
@@ -89,6 +95,8 @@ pub(super) struct Target {
     pub written_id: Bytes,
     /// Whether another gateway is asked, which answers errors in our form already.
     pub is_node: bool,
+    /// The deployment that it is a replica of.
+    pub deployment: Option<DeploymentId>,
     /// Its counts.
     pub tally: ModelTally,
 }
@@ -190,6 +198,7 @@ pub(super) fn target(
         model_id,
         written_id: written_id.into(),
         is_node: false,
+        deployment: None,
         tally,
     })
 }
@@ -221,8 +230,71 @@ pub(super) fn through(
         model_id,
         written_id: written_id.into(),
         is_node: true,
+        deployment: None,
         tally,
     })
+}
+
+/// What is known of a replica that is called.
+pub(super) struct ReplicaOf<'a> {
+    pub placement: PlacementId,
+    pub epoch: PlacementEpoch,
+    /// What clients call the deployment.
+    pub name: &'a str,
+    /// What its engine calls what is meant.
+    pub model_id: &'a str,
+}
+
+impl ReplicaOf<'_> {
+    fn target(
+        &self,
+        origin: Arc<Origin>,
+        headers: HeaderMap,
+        tally: ModelTally,
+        below: &str,
+        is_node: bool,
+    ) -> Option<Target> {
+        let path = |endpoint: Endpoint| Uri::try_from(format!("{below}{}", endpoint.path())).ok();
+        let [chat, completions, embeddings] = Endpoint::ALL.map(path);
+        Some(Target {
+            name: self.name.to_owned(),
+            origin,
+            paths: [chat?, completions?, embeddings?],
+            headers,
+            model_id: self.model_id.to_owned(),
+            written_id: serde_json::to_vec(self.model_id).ok()?.into(),
+            is_node,
+            deployment: Some(self.placement.deployment),
+            tally,
+        })
+    }
+
+    /// The target for a replica of this machine.
+    pub fn here(&self, origin: Arc<Origin>, tally: ModelTally) -> Option<Target> {
+        let mut headers = HeaderMap::with_capacity(6);
+        headers.insert(header::HOST, HeaderValue::from_static("engine.muster"));
+        headers.insert(header::CONTENT_TYPE, JSON);
+        headers.insert(header::USER_AGENT, USER_AGENT);
+        self.target(origin, headers, tally, "/v1", false)
+    }
+
+    /// The target for a replica of another node, whose gateway is asked.
+    pub fn there(&self, index: u64, origin: Arc<Origin>, tally: ModelTally) -> Option<Target> {
+        let mut headers = HeaderMap::with_capacity(6);
+        headers.insert(header::HOST, HeaderValue::from_static("node.muster"));
+        headers.insert(header::CONTENT_TYPE, JSON);
+        headers.insert(PLACEMENT, HeaderValue::try_from(format!("{}@{}", self.placement, self.epoch)).ok()?);
+        headers.insert(INDEX, HeaderValue::from(index));
+        self.target(origin, headers, tally, "", true)
+    }
+}
+
+/// Reads what [`PLACEMENT`] says.
+pub(super) fn placement(text: &str) -> Option<(PlacementId, PlacementEpoch)> {
+    let (placement, epoch) = text.split_once('@')?;
+    let (deployment, ordinal) = placement.split_once('/')?;
+    let deployment = DeploymentId(deployment.parse().ok()?);
+    Some((PlacementId { deployment, ordinal: ordinal.parse().ok()? }, PlacementEpoch(epoch.parse().ok()?)))
 }
 
 /// What providers are trusted by, made when the first one with TLS is called: the certificates of the machine.

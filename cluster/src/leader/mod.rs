@@ -4,6 +4,7 @@
 //! is cancelled when this node stops leading. That a node believes it leads proves nothing: every command of a duty carries
 //! the office, and `apply` refuses one of an older office.
 
+mod endings;
 mod expiry;
 mod hand_over;
 mod levels;
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use endings::Endings;
 use expiry::Expiry;
 pub use expiry::Withheld;
 pub(crate) use hand_over::HandOver;

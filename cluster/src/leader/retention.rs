@@ -64,7 +64,7 @@ impl Duty for Retention {
     }
 }
 
-fn say(why: Withheld) {
+pub(super) fn say(why: Withheld) {
     match why {
         // Every start of a fleet of one.
         Withheld::TooRecent => tracing::info!(%why, "nothing expires for now"),
@@ -73,13 +73,13 @@ fn say(why: Withheld) {
 }
 
 /// Why there is no sweep.
-enum Wait {
+pub(super) enum Wait {
     Withheld(Withheld),
     Damaged(Damaged),
 }
 
 /// The time of the log, if something may expire by it.
-fn time(leader: &Leader) -> Result<LogTime, Wait> {
+pub(super) fn time(leader: &Leader) -> Result<LogTime, Wait> {
     let now = leader.consensus().published().time().map_err(Wait::Damaged)?;
     leader.may_expire(now).map_err(Wait::Withheld)?;
     Ok(now)

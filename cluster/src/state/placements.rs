@@ -385,6 +385,12 @@ pub struct Held {
 }
 
 impl View {
+    /// Whether there is any deployment.
+    #[must_use]
+    pub fn has_deployments(&self) -> bool {
+        self.rows::<Deployment>(&[]).next().is_some()
+    }
+
     /// A placement.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! A deployment as it is answered.
 
-use muster_cluster::rows::{Deployment, DeploymentSpec, DeploymentStatus, Engine, LoraModule};
+use muster_cluster::ids::{DeploymentId, NodeId};
+use muster_cluster::rows::{Deployment, DeploymentSpec, DeploymentStatus, Engine, LoraModule, Placement};
 use muster_cluster::state::{Stored, View};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -56,13 +57,21 @@ pub struct DeploymentEntry {
     pinned: bool,
     /// `vllm` or `sim`.
     engine: &'static str,
-    /// `stopped`: nobody has started it.
-    #[schema(example = "stopped")]
+    /// `stopped`, `starting`, `loading`, `running`, `stopping`, `error` or `expired`.
+    #[schema(example = "running")]
     status: &'static str,
     status_changed_at: String,
-    /// Null: it does not end by itself, or does not run.
+    /// Null: it does not end by itself, or its time has not begun.
     expires_at: Option<String>,
     last_error: Option<String>,
+    /// The class of the last error: `gpu_oom`, `bad_args`, `hf_auth` ...
+    error_code: Option<String>,
+    /// `docker`, `podman` or `process`; null until it has been started.
+    container_runtime: Option<String>,
+    /// What its image is exactly.
+    image_digest: Option<String>,
+    /// Where its replicas are, or were last.
+    placements: Vec<PlacementEntry>,
     created_at: String,
     #[serde(rename = "createdBy")]
     created_by: String,
@@ -76,6 +85,37 @@ pub struct DeploymentEntry {
     warnings: Vec<String>,
 }
 
+/// A replica of a deployment.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PlacementEntry {
+    ordinal: u32,
+    node_id: u64,
+    port: u32,
+    gpu_ids: Vec<u32>,
+    /// As for the deployment.
+    status: &'static str,
+    status_changed_at: String,
+    last_error: Option<String>,
+    /// The index of the commit that gave it to its node.
+    epoch: u64,
+}
+
+impl PlacementEntry {
+    fn of(placement: &Placement) -> Self {
+        let seat = placement.seat.clone().unwrap_or_default();
+        Self {
+            ordinal: placement.ordinal,
+            node_id: seat.node_id,
+            port: seat.port,
+            gpu_ids: seat.gpu_ids,
+            status: status(placement.status()),
+            status_changed_at: time(placement.status_changed_ms),
+            last_error: placement.failure.as_ref().map(|failure| failure.message.clone()),
+            epoch: placement.epoch,
+        }
+    }
+}
+
 fn engine(engine: Engine) -> &'static str {
     match engine {
         Engine::Sim => "sim",
@@ -86,6 +126,12 @@ fn engine(engine: Engine) -> &'static str {
 fn status(status: DeploymentStatus) -> &'static str {
     match status {
         DeploymentStatus::Stopped | DeploymentStatus::Unspecified => "stopped",
+        DeploymentStatus::Starting => "starting",
+        DeploymentStatus::Loading => "loading",
+        DeploymentStatus::Running => "running",
+        DeploymentStatus::Stopping => "stopping",
+        DeploymentStatus::Error => "error",
+        DeploymentStatus::Expired => "expired",
     }
 }
 
@@ -98,16 +144,23 @@ fn engine_args(spec: &DeploymentSpec) -> Map<String, Value> {
 }
 
 impl DeploymentEntry {
-    pub(super) fn of(Stored { row, mod_index }: Stored<Deployment>) -> Self {
+    /// What is said of a deployment and its placements. What stands of its first replica is told as its own, as the seed does.
+    pub(super) fn of(Stored { row, mod_index }: Stored<Deployment>, placements: &[Placement]) -> Self {
         let state = status(row.status());
+        let seat = placements.first().and_then(|placement| placement.seat.clone());
+        let digest = placements.first().map(|placement| placement.image_digest.clone()).unwrap_or_default();
+        let failure = row.failure.unwrap_or_default();
         let (spec, wish) = (row.spec.unwrap_or_default(), row.wish.unwrap_or_default());
         let keys = row.environment.unwrap_or_default().keys;
         Self {
             id: row.id,
-            node_id: wish.node_id,
-            port: wish.port,
+            node_id: seat.as_ref().map_or(wish.node_id, |seat| Some(seat.node_id)),
+            port: seat.as_ref().map_or(wish.port, |seat| Some(seat.port)),
             gpu_memory_fraction: fraction(&spec),
-            gpu_ids: wish.gpu_ids,
+            gpu_ids: seat.as_ref().map_or(wish.gpu_ids, |seat| seat.gpu_ids.clone()),
+            container_runtime: seat.map(|seat| seat.runtime),
+            image_digest: Some(digest).filter(|digest| !digest.is_empty()),
+            placements: placements.iter().map(PlacementEntry::of).collect(),
             env_vars: keys.into_iter().map(|key| Variable { key, value: None }).collect(),
             engine_args: engine_args(&spec),
             engine: engine(spec.engine()),
@@ -124,8 +177,9 @@ impl DeploymentEntry {
             pinned: row.pinned,
             status: state,
             status_changed_at: time(row.status_changed_ms),
-            expires_at: None,
-            last_error: None,
+            expires_at: row.expires_ms.map(time),
+            last_error: Some(failure.message).filter(|message| !message.is_empty()),
+            error_code: Some(failure.code).filter(|code| !code.is_empty()),
             created_at: time(row.created_ms),
             created_by: row.created_by,
             created_index: row.created_index,
@@ -182,11 +236,19 @@ pub struct Manifest {
 impl Manifest {
     pub(super) fn of(row: Deployment, view: &View) -> Result<Self, ApiError> {
         let state = status(row.status());
+        let first = view.placements(DeploymentId(row.id))?.into_iter().next().unwrap_or_default();
         let (spec, wish) = (row.spec.unwrap_or_default(), row.wish.unwrap_or_default());
-        let node = match wish.node_id {
-            Some(id) => view.node(muster_cluster::ids::NodeId(id))?,
+        let (node_id, gpu_ids, runtime) = match first.seat {
+            Some(seat) => (Some(seat.node_id), seat.gpu_ids, Some(seat.runtime)),
+            None => (wish.node_id, wish.gpu_ids, None),
+        };
+        let node = match node_id {
+            Some(id) => view.node(NodeId(id))?,
             None => None,
         };
+        let facts = node.and_then(|node| node.row.facts);
+        let names = facts.iter().flat_map(|facts| &facts.gpus).filter(|gpu| gpu_ids.contains(&gpu.index));
+        let names = names.map(|gpu| gpu.name.clone()).collect();
         let args = engine_args(&spec);
         let text =
             |name: &str| args.get(name).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
@@ -197,16 +259,16 @@ impl Manifest {
             served_model_name: text("served_model_name"),
             revision: text("revision"),
             seed: args.get("seed").cloned().filter(|seed| !seed.is_null()),
-            image_digest: None,
-            container_runtime: None,
+            image_digest: Some(first.image_digest).filter(|digest| !digest.is_empty()),
+            container_runtime: runtime,
             env_var_keys: row.environment.unwrap_or_default().keys,
             gpu: ManifestGpu {
-                ids: wish.gpu_ids,
+                ids: gpu_ids,
                 memory_fraction: fraction(&spec),
                 tensor_parallel_size: spec.tensor_parallel_size,
-                names: Vec::new(),
+                names,
             },
-            node: node.map(|node| ManifestNode { hostname: node.row.facts.unwrap_or_default().name }),
+            node: facts.map(|facts| ManifestNode { hostname: facts.name }),
             owner: Some(row.owner).filter(|owner| !owner.is_empty()),
             created_at: time(row.created_ms),
             duration_seconds: row.duration_s,

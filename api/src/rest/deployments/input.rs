@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use muster_cluster::rows::{DeploymentSpec, Engine, LoraModule, Wish};
+use muster_cluster::rows::{DeploymentSpec, Engine, LoraModule, ServedName, Wish};
+use muster_cluster::state::{is_id, name_key};
 use serde_json::{Map, Value};
 use unicode_normalization::UnicodeNormalization;
 use utoipa::ToSchema;
 
 use crate::fields::{Fields, Given, MAX_INTEGER};
 
-const NAME_LIMIT: usize = 255;
+pub(super) const NAME_LIMIT: usize = 255;
 const TEXT_LIMIT: usize = 1024;
 const LIST_LIMIT: usize = 64;
 
@@ -17,7 +18,7 @@ const LIST_LIMIT: usize = 64;
 const GPU_LIMIT: u64 = 1024;
 
 /// A hundred years: what is longer has no end.
-const DURATION_LIMIT: u64 = 100 * 365 * 24 * 3600;
+pub(super) const DURATION_LIMIT: u64 = 100 * 365 * 24 * 3600;
 
 /// The longest values of an environment together, in bytes: they are sealed into one command.
 const ENVIRONMENT_LIMIT: usize = 8 * 1024;
@@ -55,8 +56,13 @@ const ENGINE_ARGS: [&str; 12] = [
 ];
 
 /// Fields that only this side sets. A caller may send them back as it got them.
-const OURS: [&str; 9] = [
+const OURS: [&str; 14] = [
     "id",
+    "container_runtime",
+    "image_digest",
+    "error_code",
+    "observed",
+    "placements",
     "created_at",
     "createdBy",
     "createdIndex",
@@ -121,11 +127,28 @@ pub(super) struct Draft {
     pub duration_s: Option<u64>,
     pub pinned: bool,
     pub environment: Vec<(String, String)>,
+    /// What clients call it, its adapters after it.
+    pub names: Vec<ServedName>,
 }
 
+/// Reads what shall be kept and not started.
 pub(super) fn read(fields: &mut Fields) -> Draft {
-    fields.ignore(&OURS);
     let _ = fields.word("status", &["stopped"]);
+    draft(fields)
+}
+
+/// Reads what shall be started.
+pub(super) fn read_start(fields: &mut Fields) -> Draft {
+    fields.ignore(&["status"]);
+    let draft = draft(fields);
+    if draft.owner.is_empty() {
+        fields.required("owner");
+    }
+    draft
+}
+
+fn draft(fields: &mut Fields) -> Draft {
+    fields.ignore(&OURS);
     let gpu_ids = gpu_ids(fields);
     let ranks = count(fields, "tensor_parallel_size", 1, LIST_LIMIT as u64);
     if let Some(ranks) = ranks
@@ -152,6 +175,7 @@ pub(super) fn read(fields: &mut Fields) -> Draft {
         port: count(fields, "port", 1, u64::from(u16::MAX)),
     };
     Draft {
+        names: names(fields, &spec),
         spec,
         wish,
         owner: line(fields, "owner", NAME_LIMIT).unwrap_or_default(),
@@ -159,6 +183,28 @@ pub(super) fn read(fields: &mut Fields) -> Draft {
         pinned: fields.boolean("pinned").value().unwrap_or(false),
         environment: environment(fields),
     }
+}
+
+/// What the engine calls its model: what clients call it first of all.
+pub(super) fn served_name(spec: &DeploymentSpec) -> String {
+    let given: Map<String, Value> = serde_json::from_str(&spec.engine_args).unwrap_or_default();
+    let name = given.get("served_model_name").and_then(Value::as_str).map(str::trim).unwrap_or_default();
+    if name.is_empty() { spec.model_name.clone() } else { name.to_owned() }
+}
+
+/// The names that clients may use.
+fn names(fields: &mut Fields, spec: &DeploymentSpec) -> Vec<ServedName> {
+    let own = served_name(spec);
+    if is_id(&own) {
+        fields.wrong("engine_args.served_model_name", "must not look like a UUID");
+    }
+    for (index, module) in spec.lora_modules.iter().enumerate() {
+        if name_key(&module.name) == name_key(&own) {
+            fields.wrong(&format!("lora_modules[{index}]"), "name is the model's own");
+        }
+    }
+    let all = std::iter::once(own).chain(spec.lora_modules.iter().map(|module| module.name.clone()));
+    all.map(|name| ServedName { key: name_key(&name), name }).collect()
 }
 
 /// What is odd about a draft and yet no error.
@@ -175,7 +221,7 @@ fn count(fields: &mut Fields, field: &str, min: u64, max: u64) -> Option<u32> {
 }
 
 /// A text of one line, or nothing.
-fn line(fields: &mut Fields, field: &str, limit: usize) -> Option<String> {
+pub(super) fn line(fields: &mut Fields, field: &str, limit: usize) -> Option<String> {
     let text = fields.text(field).value()?;
     if let Err(why) = check_line(&text, limit) {
         fields.wrong(field, why);

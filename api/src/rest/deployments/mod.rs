@@ -2,6 +2,8 @@
 
 mod entry;
 mod input;
+mod lifecycle;
+mod seats;
 
 use axum::Json;
 use axum::extract::State;
@@ -60,8 +62,12 @@ async fn list(read: Read, page: Page) -> Result<Response, ApiError> {
     deployments.reverse();
     let before = page.after().unwrap_or(u64::MAX);
     let rest = deployments.into_iter().filter(|deployment| deployment.row.id < before);
-    let paged = page.of(rest.map(|deployment| (deployment.row.id, DeploymentEntry::of(deployment))));
-    let (deployments, link) = paged.into_parts();
+    let (deployments, link) = page.of(rest.map(|deployment| (deployment.row.id, deployment))).into_parts();
+    let entry = |deployment: Stored<Deployment>| -> Result<_, ApiError> {
+        let placements = read.view.placements(DeploymentId(deployment.row.id))?;
+        Ok(DeploymentEntry::of(deployment, &placements))
+    };
+    let deployments = deployments.into_iter().map(entry).collect::<Result<Vec<_>, _>>()?;
     Ok(Paged::<DeploymentEntry>::answer(link, read.answer(Json(deployments))))
 }
 
@@ -82,11 +88,17 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
         duration_s: draft.duration_s,
         pinned: draft.pinned,
         environment: seal(&member, draft.environment)?,
+        names: draft.names,
     };
-    match write.propose(&member, &body, command::Body::CreateDeployment(command)).await? {
-        Outcome::Deployment(DeploymentAnswer { mod_index, deployment: Some(row) }) => {
-            let entry = DeploymentEntry::of(Stored { row, mod_index });
-            Ok(tagged(mod_index, (StatusCode::CREATED, Json(entry))))
+    let entry = entry(write.propose(&member, &body, command::Body::CreateDeployment(command)).await?)?;
+    Ok(tagged(entry.mod_index, (StatusCode::CREATED, Json(entry))))
+}
+
+/// The deployment that a command has answered with.
+fn entry(outcome: Outcome) -> Result<DeploymentEntry, ApiError> {
+    match outcome {
+        Outcome::Deployment(DeploymentAnswer { mod_index, deployment: Some(row), placements }) => {
+            Ok(DeploymentEntry::of(Stored { row, mod_index }, &placements))
         }
         _ => Err(unexpected()),
     }
@@ -97,7 +109,9 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
     params(("deployment_id" = u64, Path, description = "number"), super::ReadParams),
     responses((status = 200, body = DeploymentEntry), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn get(Path(id): Path<String>, read: Read) -> Result<Response, ApiError> {
-    let entry = DeploymentEntry::of(find(&read.view, &id)?);
+    let deployment = find(&read.view, &id)?;
+    let placements = read.view.placements(DeploymentId(deployment.row.id))?;
+    let entry = DeploymentEntry::of(deployment, &placements);
     Ok(read.answer(tagged(entry.mod_index, Json(entry))))
 }
 
@@ -124,5 +138,9 @@ async fn delete(State(state): State<ApiState>, Path(id): Path<String>, write: Wr
 
 /// The routes.
 pub(super) fn router() -> OpenApiRouter<ApiState> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get, delete)).routes(routes!(manifest))
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get, delete))
+        .routes(routes!(manifest))
+        .merge(lifecycle::router())
 }
