@@ -7,3 +7,4 @@ pub mod gpu;
 pub mod logs;
 pub mod runtime;
 pub mod serving;
+pub mod supervisor;

@@ -89,7 +89,8 @@ fn next(
 ) -> Result<Option<DeploymentStatus>, &'static str> {
     use DeploymentStatus::{Error, Loading, Running, Starting, Stopped, Stopping};
     match (from, event) {
-        (Starting, Event::Loading(_)) => Ok(Some(Loading)),
+        // An engine that runs may have been started again while nobody could be told.
+        (Starting | Running, Event::Loading(_)) => Ok(Some(Loading)),
         (Loading, Event::Loading(_)) => Ok(None),
         (Starting | Loading, Event::Running(_)) => Ok(Some(Running)),
         (Running, Event::Running(_)) => Ok(None),
@@ -98,7 +99,6 @@ fn next(
         (Starting | Loading | Running, Event::Ended(PlacementEnded { failure: None })) => Ok(Some(Stopped)),
         (Stopping, Event::Ended(_)) => Ok(Some(if desired == Running { Stopped } else { desired })),
         (Stopping, _) => Err("it is being stopped"),
-        (Running, Event::Loading(_)) => Err("it runs already"),
         (Stopped | Error | DeploymentStatus::Expired | DeploymentStatus::Unspecified, _) => Err("it has ended"),
     }
 }

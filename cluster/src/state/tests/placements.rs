@@ -147,7 +147,7 @@ fn a_placement_goes_no_way_but_its_own() {
         (Some(loading), failed, Some(Status::Starting)),
         (Some(loading), broken, Some(Status::Error)),
         (Some(running), running, Some(Status::Running)),
-        (Some(running), loading, None),
+        (Some(running), loading, Some(Status::Loading)),
         (Some(running), failed, Some(Status::Starting)),
         (Some(running), broken, Some(Status::Error)),
         (Some(broken), running, None),

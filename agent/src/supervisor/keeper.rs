@@ -1,0 +1,359 @@
+//! The keeper of one placement in one epoch: starts its engine, watches it, starts it again, ends it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use muster_cluster::rows::report_placement::Event;
+use muster_cluster::rows::{Failure, PlacementEnded, PlacementFailed, PlacementLoading, PlacementRunning};
+use tokio::sync::{mpsc, watch};
+
+use super::order::{Order, failure};
+use super::reporter::Reporter;
+use super::{PAUSE, Tools, Wish};
+use crate::engine::health::{Change, Health, Monitor, Patience, Probe};
+use crate::engine::metrics::UsageMeter;
+use crate::engine::restarts::{Next, Restarts, given_up};
+use crate::runtime::{Endpoint, Found, Line, Progress, Runtime, RuntimeError, UnitId, UnitState};
+
+/// How long requests that are under way get to finish when an engine is to end.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// How long an engine gets after SIGTERM.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How often an engine is asked whether it is well: while it loads, and once it runs.
+const LOADING_PROBE: Duration = Duration::from_millis(250);
+const RUNNING_PROBE: Duration = Duration::from_secs(2);
+
+/// How often it is asked what it has counted.
+const SAMPLE: Duration = Duration::from_secs(5);
+
+/// How long a wait for a runtime that does not answer becomes at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How many lines of an engine wait to be looked at.
+const LINES: usize = 256;
+
+/// Why an engine's life is over.
+struct Over {
+    failure: Failure,
+    /// How long it was ready; `None` if it never was.
+    ready_for: Option<Duration>,
+    /// Starting it again would not help.
+    hopeless: bool,
+}
+
+/// Keeps a placement until it has ended, or is no longer this keeper's.
+pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Receiver<Wish>) {
+    let order = Order::read(&tools, &tools.consensus.local(), unit);
+    let order = match order {
+        Ok(order) => order,
+        Err(failure) => {
+            tracing::warn!(%unit, why = failure.message, "a placement can not be started here");
+            return Reporter::new(&tools, unit).last(ended(Some(failure))).await;
+        }
+    };
+    let Some(runtime) = tools.runtimes.get(&order.runtime).cloned() else { return };
+    let keeper = Keeper { tools: &tools, unit, order: &order, runtime: runtime.as_ref() };
+    let reporter = Reporter::new(&tools, unit);
+    let limit = tools.failure_limit(order.spec.max_failed_restarts);
+    let mut restarts = Restarts::default();
+    loop {
+        let over = tokio::select! {
+            biased;
+            other = another(&mut wish) => return keeper.part(other, reporter).await,
+            over = keeper.live(&reporter, &mut restarts) => over,
+        };
+        tools.serving.close(unit);
+        tracing::warn!(%unit, code = over.failure.code, why = over.failure.message, "an engine has ended");
+        let next = if over.hopeless { None } else { Some(restarts.ended(over.ready_for, limit)) };
+        let wait = match next {
+            Some(Next::Restart(wait)) => {
+                reporter.tell(Event::Failed(PlacementFailed { failure: Some(over.failure) }));
+                wait
+            }
+            Some(Next::GiveUp { failed_starts }) => {
+                let message = given_up(&over.failure.message, failed_starts);
+                keeper.end(Duration::ZERO).await;
+                return reporter.last(ended(Some(Failure { message, ..over.failure }))).await;
+            }
+            None => {
+                keeper.end(Duration::ZERO).await;
+                return reporter.last(ended(Some(over.failure))).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            other = another(&mut wish) => return keeper.part(other, reporter).await,
+            () = async {
+                keeper.end(Duration::ZERO).await;
+                keeper.say("waiting to start again");
+                tokio::time::sleep(wait).await;
+            } => {}
+        }
+    }
+}
+
+fn ended(failure: Option<Failure>) -> Event {
+    Event::Ended(PlacementEnded { failure })
+}
+
+/// Waits until the placement shall no longer run here.
+async fn another(wish: &mut watch::Receiver<Wish>) -> Wish {
+    let told = wish.wait_for(|wish| *wish != Wish::Run).await.map(|wish| *wish);
+    match told {
+        Ok(wish) => wish,
+        // The supervisor is gone, and this task with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn over(code: &str, message: impl Into<String>) -> Over {
+    Over { failure: failure(code, message), ready_for: None, hopeless: false }
+}
+
+/// What has gone wrong before there was an engine.
+fn not_launched(error: &RuntimeError) -> Over {
+    let (code, hopeless) = match error {
+        RuntimeError::Unsuitable(_) => ("unsuitable", true),
+        RuntimeError::Image { .. } => ("image", false),
+        RuntimeError::Unavailable { .. } => ("runtime_unavailable", false),
+        RuntimeError::Start(_) | RuntimeError::NotFound(_) | RuntimeError::Io { .. } | RuntimeError::Failed { .. } => {
+            ("start_failed", false)
+        }
+    };
+    Over { hopeless, ..over(code, error.to_string()) }
+}
+
+struct Keeper<'a> {
+    tools: &'a Arc<Tools>,
+    unit: UnitId,
+    order: &'a Order,
+    runtime: &'a dyn Runtime,
+}
+
+impl Keeper<'_> {
+    /// Says what is being done.
+    fn say(&self, detail: &str) {
+        self.tools.observed.note(self.unit, |seen| {
+            detail.clone_into(&mut seen.detail);
+            seen.pulled = None;
+            seen.ready = false;
+        });
+    }
+
+    /// Does what is left to do with a placement that shall not run any more.
+    async fn part(&self, wish: Wish, reporter: Reporter) {
+        match wish {
+            Wish::Leave => {
+                self.tools.serving.close(self.unit);
+                self.tools.observed.forget(self.unit);
+                tracing::warn!(unit = %self.unit, "its record is gone; an engine that runs is left as it is");
+            }
+            Wish::GoAway => self.end(DRAIN).await,
+            Wish::Stop | Wish::Run => {
+                self.end(DRAIN).await;
+                reporter.last(ended(None)).await;
+            }
+        }
+    }
+
+    /// Ends the engine with everything that belongs to it, however long that takes.
+    async fn end(&self, drain: Duration) {
+        if let Some(served) = self.tools.serving.close(self.unit) {
+            self.say("finishing requests");
+            if tokio::time::timeout(drain, served.drained()).await.is_err() && !drain.is_zero() {
+                tracing::info!(unit = %self.unit, left = served.in_flight(), "requests that are under way are cut off");
+            }
+        }
+        self.say("stopping");
+        let mut pause = PAUSE;
+        while let Err(error) = self.runtime.stop(self.unit, GRACE).await {
+            tracing::warn!(unit = %self.unit, %error, "an engine could not be ended; it is tried again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        self.tools.observed.forget(self.unit);
+    }
+
+    /// One life of the engine: found or launched, and watched until it is over.
+    async fn live(&self, reporter: &Reporter, restarts: &mut Restarts) -> Over {
+        let endpoint = match self.find().await {
+            Some(Found { state: UnitState::Running(endpoint), image_digest, .. }) => {
+                tracing::info!(unit = %self.unit, "found its engine running");
+                let digest = image_digest.unwrap_or_default();
+                return self.watch(endpoint, digest, true, reporter, restarts).await;
+            }
+            Some(Found { state: UnitState::Ended(exit), .. }) => {
+                let mut monitor = Monitor::new(self.order.engine, Patience::default(), Instant::now());
+                return over("exited", monitor.ended(exit).to_string());
+            }
+            None => match self.launch().await {
+                Ok(launched) => launched,
+                Err(over) => return over,
+            },
+        };
+        self.watch(endpoint.0, endpoint.1, false, reporter, restarts).await
+    }
+
+    /// The unit, if it is on the machine. A runtime that does not answer is asked again: it may hold the unit.
+    async fn find(&self) -> Option<Found> {
+        let mut pause = PAUSE;
+        loop {
+            match self.runtime.units().await {
+                Ok(found) => return found.into_iter().find(|found| found.unit == self.unit),
+                Err(error) => {
+                    self.say("waiting for the runtime");
+                    tracing::debug!(unit = %self.unit, %error, "a runtime does not say what runs");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn launch(&self) -> Result<(Endpoint, String), Over> {
+        self.say("starting");
+        let place = self.runtime.place(self.unit).await.map_err(|error| not_launched(&error))?;
+        let launch = self.order.launch(self.unit, &place.inside);
+        let launch = launch.map_err(|failure| Over { failure, ready_for: None, hopeless: true })?;
+        let (progress, mut told) = watch::channel(Progress::default());
+        let mut launching = std::pin::pin!(self.runtime.launch(launch, progress));
+        loop {
+            tokio::select! {
+                launched = &mut launching => {
+                    let launched = launched.map_err(|error| not_launched(&error))?;
+                    return Ok((launched.endpoint, launched.image_digest.unwrap_or_default()));
+                }
+                Ok(()) = told.changed() => {
+                    let Progress { phase, pulled } = told.borrow_and_update().clone();
+                    self.tools.observed.note(self.unit, |seen| {
+                        phase.clone_into(&mut seen.detail);
+                        seen.pulled = pulled;
+                    });
+                }
+            }
+        }
+    }
+
+    /// Watches an engine until it is over.
+    async fn watch(
+        &self,
+        endpoint: Endpoint,
+        image_digest: String,
+        adopted: bool,
+        reporter: &Reporter,
+        restarts: &mut Restarts,
+    ) -> Over {
+        self.say("loading");
+        // One that was found may be running already, for the fleet too.
+        let loading = Event::Loading(PlacementLoading { image_digest });
+        if !adopted {
+            reporter.tell(loading.clone());
+        }
+        let mut monitor = Monitor::new(self.order.engine, Patience::default(), Instant::now());
+        let limit = self.tools.start_limit();
+        let (to_lines, mut lines) = mpsc::channel(LINES);
+        let mut following = std::pin::pin!(self.follow(to_lines));
+        let mut ending = std::pin::pin!(self.exit());
+        let mut probing = std::pin::pin!(self.probe(Duration::ZERO, &endpoint));
+        let mut sampling = std::pin::pin!(self.sample(&endpoint));
+        let mut first = adopted;
+        loop {
+            tokio::select! {
+                exit = &mut ending => {
+                    let ready_for = monitor.ready_for(Instant::now());
+                    // What it has said last says why.
+                    while let Ok(line) = lines.try_recv() {
+                        monitor.line(&line.text);
+                    }
+                    let ended = monitor.ended(exit);
+                    let code = ended.class.map_or("exited", |class| class.name());
+                    return Over { ready_for, ..over(code, ended.to_string()) };
+                }
+                Some(line) = lines.recv() => {
+                    monitor.line(&line.text);
+                    if let Some(detail) = monitor.health().detail() {
+                        self.tools.observed.note(self.unit, |seen| detail.clone_into(&mut seen.detail));
+                    }
+                }
+                probe = &mut probing => {
+                    match monitor.probe(Instant::now(), probe) {
+                        Some(Change::Ready) => {
+                            restarts.ready();
+                            self.tools.serving.open(self.unit, endpoint.clone());
+                            self.tools.observed.note(self.unit, |seen| {
+                                seen.detail.clear();
+                                seen.ready = true;
+                            });
+                            reporter.tell(Event::Running(PlacementRunning {}));
+                        }
+                        Some(Change::Hung(probe)) => {
+                            let ready_for = monitor.ready_for(Instant::now());
+                            return Over { ready_for, ..over("hung", format!("the engine hangs: {probe}")) };
+                        }
+                        Some(Change::Recovered) | None => {}
+                    }
+                    // It is not ready at once: for the fleet it is being loaded.
+                    if std::mem::take(&mut first) && monitor.health() != Health::Running {
+                        reporter.tell(loading.clone());
+                    }
+                    if monitor.is_overdue(Instant::now(), limit) {
+                        let message = format!("the engine was not ready after {} s", limit.as_secs());
+                        return Over { hopeless: true, ..over("start_timeout", message) };
+                    }
+                    let pause = if monitor.health() == Health::Running { RUNNING_PROBE } else { LOADING_PROBE };
+                    probing.set(self.probe(pause, &endpoint));
+                }
+                () = &mut sampling => {}
+                () = &mut following => {}
+            }
+        }
+    }
+
+    async fn probe(&self, after: Duration, endpoint: &Endpoint) -> Probe {
+        tokio::time::sleep(after).await;
+        self.order.engine.probe(endpoint).await
+    }
+
+    /// Reads what the engine counts, again and again. It never returns.
+    async fn sample(&self, endpoint: &Endpoint) {
+        let mut meter = UsageMeter::default();
+        loop {
+            tokio::time::sleep(SAMPLE).await;
+            let ready = self.tools.serving.find(self.unit.placement, self.unit.epoch).is_some();
+            if ready && let Ok(sample) = self.order.engine.sample(endpoint).await
+                && let Some(usage) = meter.observe(Instant::now(), &sample)
+            {
+                self.tools.observed.note(self.unit, |seen| seen.usage = usage);
+            }
+        }
+    }
+
+    /// Hands on what the engine says. It never returns.
+    async fn follow(&self, lines: mpsc::Sender<Line>) {
+        let mut since = None;
+        loop {
+            let begun = std::time::SystemTime::now();
+            if let Err(error) = self.runtime.follow(self.unit, since, lines.clone()).await {
+                tracing::debug!(unit = %self.unit, %error, "what an engine says can not be read");
+            }
+            since = Some(begun);
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Waits for the end of the unit. A runtime that does not answer says nothing about it.
+    async fn exit(&self) -> crate::runtime::Exit {
+        loop {
+            match self.runtime.ended(self.unit).await {
+                Ok(exit) => return exit,
+                Err(RuntimeError::NotFound(_)) => {
+                    return crate::runtime::Exit { code: None, signal: None, out_of_memory: false };
+                }
+                Err(error) => tracing::debug!(unit = %self.unit, %error, "a runtime does not say how a unit does"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
