@@ -10,7 +10,7 @@ use crate::machine::MachineSample;
 /// The longest that can be asked for, in minutes.
 pub const MOST_MINUTES: u32 = 2880;
 
-/// As many as [`MOST_MINUTES`] have at one sample a second. With 8 GPUs they take about 17 MiB.
+/// As many as [`MOST_MINUTES`] have at one sample a second. With 8 GPUs they take at most 32 MiB.
 const MOST_SAMPLES: u64 = 172_800;
 
 /// Samples of a node, oldest first. A new one takes the place of the oldest once the ring is full.
@@ -91,8 +91,8 @@ impl History {
         while self.samples.len() > self.capacity {
             self.drop_oldest();
         }
-        self.samples.shrink_to(self.capacity);
-        self.gpus.shrink_to(self.capacity.min(self.gpus.len()));
+        self.samples.shrink_to_fit();
+        self.gpus.shrink_to_fit();
     }
 
     /// Adds a sample. GPUs that did not answer then are kept without figures. Samples that are said to be from later than this

@@ -8,15 +8,20 @@ fn machine(cpu_percent: f32) -> MachineSample {
     MachineSample { cpu_percent: Some(cpu_percent), memory: Some(Memory { total: 1000, available: 250 }) }
 }
 
-fn sims(count: u32) -> Reading {
-    Reading::Fresh(SimGpus::new(count, 1 << 30).sample())
+/// Up to two GPUs, each with so many MiB in use.
+fn sims(number: u32) -> Reading {
+    let (count, gpus) = (number % 3, SimGpus::new(number % 3, 1 << 30));
+    for gpu in 0..count {
+        gpus.claim(gpu, "a", u64::from(number) << 20).unwrap();
+    }
+    Reading::Fresh(gpus.sample())
 }
 
 /// One sample a minute, the number of each of which is its load, from minute 0 on.
 fn filled(hours: u64, samples: u32) -> History {
     let mut history = History::new(Duration::from_secs(hours * 3600), Duration::from_secs(60));
     for sample in 0..samples {
-        history.push(u64::from(sample) * MINUTE, &machine(sample as f32), &sims(sample % 3));
+        history.push(u64::from(sample) * MINUTE, &machine(sample as f32), &sims(sample));
     }
     history
 }
@@ -26,8 +31,8 @@ fn numbers(samples: impl Iterator<Item = PastSample>) -> Vec<u32> {
     samples
         .map(|sample| {
             let number = sample.cpu_percent.unwrap() as u32;
-            let gpus: Vec<u32> = sample.gpus.iter().map(|gpu| gpu.gpu.index).collect();
-            assert_eq!(gpus, (0..number % 3).collect::<Vec<_>>());
+            let gpus: Vec<_> = sample.gpus.iter().map(|gpu| (gpu.gpu.index, gpu.memory_used_mib)).collect();
+            assert_eq!(gpus, (0..number % 3).map(|gpu| (gpu, Some(number))).collect::<Vec<_>>());
             assert_eq!(sample.recorded_at, u64::from(number) * MINUTE);
             number
         })
@@ -66,7 +71,7 @@ fn a_shorter_retention_lets_the_oldest_go_at_once() {
     let mut history = filled(2, 100);
     history.resize(Duration::from_secs(600), Duration::from_secs(60));
     assert_eq!(numbers(history.range(99 * MINUTE, 2880, 1)), (90..100).collect::<Vec<_>>());
-    history.push(100 * MINUTE, &machine(100.0), &sims(1));
+    history.push(100 * MINUTE, &machine(100.0), &sims(100));
     assert_eq!(history.len(), 10);
     history.clear();
     assert!(history.is_empty());
@@ -75,9 +80,9 @@ fn a_shorter_retention_lets_the_oldest_go_at_once() {
 #[test]
 fn a_clock_that_jumps_ahead_and_back_loses_nothing_else() {
     let mut history = filled(48, 10);
-    history.push(1_000_000 * MINUTE, &machine(100.0), &sims(2));
+    history.push(1_000_000 * MINUTE, &machine(100.0), &sims(101));
     assert_eq!(history.len(), 11);
-    history.push(10 * MINUTE, &machine(10.0), &sims(1));
+    history.push(10 * MINUTE, &machine(10.0), &sims(10));
     assert_eq!(numbers(history.range(10 * MINUTE, 60, 1)), (0..=10).collect::<Vec<_>>());
 }
 
