@@ -6,8 +6,15 @@ pub mod engine;
 pub mod files;
 pub mod gpu;
 pub mod history;
+pub mod host;
 pub mod logs;
 pub mod machine;
 pub mod runtime;
 pub mod serving;
 pub mod supervisor;
+
+/// The protobuf messages and services of `proto/host.proto`.
+#[allow(missing_docs, clippy::pedantic, clippy::unwrap_used, unused_qualifications)]
+pub mod wire {
+    include!(concat!(env!("OUT_DIR"), "/muster.host.v1.rs"));
+}
