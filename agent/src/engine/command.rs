@@ -48,7 +48,7 @@ pub enum CommandError {
     #[error("the environment must not set {0}: Muster decides it")]
     Reserved(&'static str),
     /// Command lines are text.
-    #[error("the path that the engine shall listen on is not UTF-8")]
+    #[error("a path that the engine has to be told is not UTF-8")]
     Path,
 }
 

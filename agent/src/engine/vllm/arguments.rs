@@ -49,8 +49,8 @@ pub(super) fn command(kind: EngineKind, order: &Order<'_>) -> Result<Command, Co
     }
     let dev_mode = environment.iter().any(|(name, value)| name == DEV_MODE && value.reveal() == "1");
     let can_sleep = may_sleep && dev_mode;
-    if let Some(cache) = order.cache.and_then(|cache| cache.to_str()) {
-        set(&mut environment, CACHE_ROOT, cache);
+    if let Some(cache) = order.cache {
+        set(&mut environment, CACHE_ROOT, cache.to_str().ok_or(CommandError::Path)?);
     }
     let mut line = Line::default();
     line.pair("--model", &order.spec.model_name);

@@ -235,6 +235,11 @@ mod tests {
         {
             assert!(!is_public("POST", path), "{path}");
         }
+        for (method, path) in PUBLIC {
+            for spelling in [format!("{path}/"), format!("/{path}"), path.to_uppercase(), format!("{path}%00")] {
+                assert!(!is_public(method, &spelling), "{method} {spelling}");
+            }
+        }
         assert!(!is_public("GET", &format!("/v1/responses/resp_{}", "a".repeat(ID_LIMIT))));
     }
 
