@@ -1,7 +1,9 @@
 //! The configuration of this node: flags, environment, file and defaults, in this order, with the origin of every value.
 
+mod engines;
 mod tailscale;
 
+pub use engines::Ports;
 pub use tailscale::remember;
 
 use std::fmt::Display;
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Metadata, Profile, Provider, Source, value};
+use muster_agent::gpu::GpuSource;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
@@ -62,6 +65,17 @@ pub struct Values {
     pub tailscale: Tailscale,
     /// The tag of the machines that `--join tailscale` asks. `tag:muster`.
     pub tailscale_tag: String,
+    /// Where the GPUs of this node come from: `auto` the driver, if there is one, `none`, or simulated ones as in
+    /// `sim:2x80GiB`. `auto`.
+    pub gpus: GpuSource,
+    /// The program that is run for deployments of the simulator, instead of a container; an absolute path. None.
+    pub engine_sim: PathBuf,
+    /// The program that is run for deployments of vLLM, instead of a container; an absolute path. None.
+    pub engine_vllm: PathBuf,
+    /// The user who runs these programs, by name or number; empty: whoever runs this node. None.
+    pub engine_user: String,
+    /// The ports that deployments get on this node which do not ask for one. `8100-8999`.
+    pub ports: Ports,
     /// What listens on loopback as well, because its address is Tailscale's. Nobody configures that.
     #[serde(skip)]
     pub loopback_too: LoopbackToo,
@@ -110,7 +124,7 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 20] = [
     "data_dir",
     "log",
     "name",
@@ -126,6 +140,11 @@ const KEYS: [&str; 15] = [
     "drain_seconds",
     "tailscale",
     "tailscale_tag",
+    "gpus",
+    "engine_sim",
+    "engine_vllm",
+    "engine_user",
+    "ports",
 ];
 
 /// The bounds of `body_limit`.
@@ -259,6 +278,11 @@ fn check_values(values: &Values) -> Result<(), String> {
         return Err(format!("advertise = {:?} is neither a host nor an address", values.advertise));
     }
     tailnet::check_tag(&values.tailscale_tag)?;
+    for (key, path) in [("engine_sim", &values.engine_sim), ("engine_vllm", &values.engine_vllm)] {
+        if *path != PathBuf::new() && !path.is_absolute() {
+            return Err(format!("{key} = {:?} must be an absolute path", path.display().to_string()));
+        }
+    }
     within("body_limit", values.body_limit, &BODY_LIMITS)?;
     within("gateway_body_limit", values.gateway_body_limit, &GATEWAY_BODY_LIMITS)?;
     within("drain_seconds", values.drain_seconds, &DRAIN_SECONDS)
@@ -298,6 +322,11 @@ pub fn defaults() -> Values {
         drain_seconds: 120,
         tailscale: Tailscale::Auto,
         tailscale_tag: "tag:muster".to_owned(),
+        gpus: GpuSource::Auto,
+        engine_sim: PathBuf::new(),
+        engine_vllm: PathBuf::new(),
+        engine_user: String::new(),
+        ports: Ports::default(),
         loopback_too: LoopbackToo::default(),
         tailnet: None,
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use muster_agent::host::{Host, Hosts};
 use muster_agent::serving::Serving;
 use muster_cluster::clocks::Clocks;
 use muster_cluster::consensus::Consensus;
@@ -38,6 +39,8 @@ pub struct Member {
     pub consensus: Arc<Consensus>,
     /// The clocks of the fleet.
     pub clocks: Clocks,
+    /// The machines of the fleet.
+    pub hosts: Arc<Hosts>,
     /// What needs no stores.
     pub replica: Replica,
 }
@@ -62,17 +65,18 @@ pub struct Replica {
 impl Member {
     /// The parts of this node.
     #[must_use]
-    pub fn of(node: &Node, serving: Arc<Serving>) -> Self {
+    pub fn of(node: &Node, host: &Arc<Host>) -> Self {
         Self {
             consensus: Arc::clone(node.consensus()),
             clocks: node.clocks().clone(),
+            hosts: Arc::new(Hosts::new(Arc::clone(host), node.identity().node, Arc::clone(node.channels()))),
             replica: Replica {
                 published: Arc::clone(node.consensus().published()),
                 keyring: node.keyring().clone(),
                 identity: node.identity().clone(),
                 channels: Arc::clone(node.channels()),
                 gossip: node.gossip().clone(),
-                serving,
+                serving: Arc::clone(host.serving()),
             },
         }
     }

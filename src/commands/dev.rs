@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use muster_agent::gpu::GpuSource;
 use muster_api::Member;
 use muster_cluster::leader::target_voters;
 use muster_cluster::node::{Identity, JoinToken, Stage};
@@ -69,6 +70,10 @@ impl Kept {
     }
 }
 
+/// The GPUs of each node, where nothing else is configured: how many, and the memory of each in bytes.
+const DEV_GPUS: u32 = 2;
+const DEV_GPU_MEMORY: u64 = 80 << 30;
+
 const READY_FILE: &str = "dev.json";
 const KEPT_FILE: &str = "dev-keys.json";
 
@@ -93,11 +98,15 @@ pub fn run(arguments: &DevArguments, node: &NodeArguments, output: Output) -> Re
         _ => {}
     }
     let runtimes = Runtimes::start()?;
-    let base = Config::load(&NodeArguments::default(), None, Needs::Nothing)?.values;
+    let base = to_try_out(Config::load(&NodeArguments::default(), None, Needs::Nothing)?.values);
     // Until here a signal ends the process at once; whatever it was about can be taken up again.
     let mut kept = keys(&directory, &values(&base, &directory, 0, 0, None), &runtimes)?;
     let nodes: Vec<_> = (0..usize::from(arguments.nodes))
-        .map(|index| values(&base, &directory, arguments.base_port, index, kept.addresses.get(index)))
+        .map(|index| {
+            let before = kept.addresses.get(index);
+            let ports = base.ports.part(index, usize::from(arguments.nodes));
+            Values { ports, ..values(&base, &directory, arguments.base_port, index, before) }
+        })
         .collect();
     let outcome = runtimes.http().block_on(async {
         let stop = CancellationToken::new();
@@ -137,6 +146,18 @@ pub fn run(arguments: &DevArguments, node: &NodeArguments, output: Output) -> Re
     });
     runtimes.end();
     outcome
+}
+
+/// What is not configured is simulated: GPUs, and the engine if the simulator lies beside this program.
+fn to_try_out(mut base: Values) -> Values {
+    if base.gpus == GpuSource::Auto {
+        base.gpus = GpuSource::Sim { count: DEV_GPUS, memory: DEV_GPU_MEMORY };
+    }
+    let beside = std::env::current_exe().ok().map(|program| program.with_file_name("muster-sim"));
+    if let Some(simulator) = beside.filter(|simulator| base.engine_sim == PathBuf::new() && simulator.is_file()) {
+        base.engine_sim = simulator;
+    }
+    base
 }
 
 fn values(base: &Values, directory: &Path, base_port: u16, index: usize, before: Option<&Addresses>) -> Values {

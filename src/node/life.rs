@@ -1,8 +1,10 @@
 //! The life of a node: waiting for a fleet, starting, serving, stopping; and being handed over.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use muster_agent::host::{Host, Supervision};
 use muster_api::{Member, Phase, UNCONFIGURED};
 use muster_cluster::consensus::{Timing, Transferred};
 use muster_cluster::node::{self, Identity, Node, NodeOptions, Stage, StartError};
@@ -44,6 +46,7 @@ fn failed(error: impl ToString) -> Failure {
 /// What a node needs for its life.
 pub struct Life {
     pub options: NodeOptions,
+    pub host: Arc<Host>,
     pub values: Values,
     pub join: Option<JoinWish>,
     pub listeners: Listeners,
@@ -133,7 +136,7 @@ impl Life {
             if reception.is_none() {
                 find_leader(&node).await;
             }
-            self.phase.send_replace(Phase::Member(Member::of(&node)));
+            self.phase.send_replace(Phase::Member(Member::of(&node, &self.host)));
             let now = match reception.take() {
                 Some(reception) => Ok(reception),
                 None => self.open(),
@@ -155,7 +158,8 @@ impl Life {
                 promise.keep().await;
             }
             tracing::info!(node = %node.identity().node, fleet = %node.identity().fleet, "serving");
-            match self.serve(node, now).await {
+            let supervision = self.host.supervise(&node);
+            match self.serve(node, now, supervision).await {
                 End::Done(outcome) => return outcome,
                 End::TakeBack => (taken_back, again) = (true, false),
                 End::Again => (taken_back, again) = (true, true),
@@ -213,7 +217,7 @@ impl Life {
     }
 
     /// Serves until it is told to stop, can not go on, or a successor takes over.
-    async fn serve(&mut self, node: Node, mut reception: Reception) -> End {
+    async fn serve(&mut self, node: Node, mut reception: Reception, supervision: Supervision) -> End {
         loop {
             let candidate = async {
                 match &mut reception.door {
@@ -231,14 +235,14 @@ impl Life {
                     Ok(())
                 }
                 step = node.next_timing() => match self.give_up_the_lead(&node).await {
-                    Ok(()) => return self.start_anew(node, reception, step).await,
+                    Ok(()) => return self.start_anew(node, reception, supervision, step).await,
                     Err(why) => {
                         tracing::warn!(why, "this node keeps its timing for now");
                         continue;
                     }
                 },
                 mut candidate = candidate => match self.prepare(&node, &mut candidate).await {
-                    Ok(()) => return self.hand_over(node, reception, candidate).await,
+                    Ok(()) => return self.hand_over(node, reception, supervision, candidate).await,
                     // The successor notices that this process ends, and starts by itself.
                     Err(_) if self.stop.is_cancelled() => continue,
                     Err(why) => {
@@ -248,18 +252,25 @@ impl Life {
                     }
                 },
             };
-            return self.end(node, reception, outcome).await;
+            return self.end(node, reception, supervision, outcome).await;
         }
     }
 
     /// Stops everything.
-    async fn end(&mut self, node: Node, reception: Reception, outcome: Result<(), Failure>) -> End {
+    async fn end(
+        &mut self,
+        node: Node,
+        reception: Reception,
+        supervision: Supervision,
+        outcome: Result<(), Failure>,
+    ) -> End {
         let why = outcome.as_ref().err().map_or_else(|| "it is stopping".to_owned(), ToString::to_string);
         let orderly = outcome.is_ok() && self.leaves_others;
         let deadline = Instant::now() + STOP_LIMIT;
         // Clients are served meanwhile: what they ask for goes on to the new leader.
         let settled = !orderly || pass_on_lead(&node, STOP_LIMIT).await;
         let left = deadline.saturating_duration_since(Instant::now());
+        supervision.end().await;
         self.close(Some(reception)).await;
         self.phase.send_replace(Phase::Stopped(why));
         if orderly && settled {
@@ -296,14 +307,15 @@ impl Life {
     }
 
     /// Starts the node again in this process, for what is read only when it starts. Clients wait meanwhile.
-    async fn start_anew(&mut self, node: Node, reception: Reception, timing: Timing) -> End {
+    async fn start_anew(&mut self, node: Node, reception: Reception, supervision: Supervision, timing: Timing) -> End {
         tracing::info!(timing = timing.name(), "taking over another timing");
         let stop = self.stop.clone();
         tokio::select! {
             () = reception.clients.drain(node.close_mesh()) => {}
-            () = stop.cancelled() => return self.end(node, reception, Ok(())).await,
+            () = stop.cancelled() => return self.end(node, reception, supervision, Ok(())).await,
         }
-        self.phase.send_replace(Phase::HandedOver(Member::of(&node).replica));
+        supervision.end().await;
+        self.phase.send_replace(Phase::HandedOver(Member::of(&node, &self.host).replica));
         let Reception { clients, door } = reception;
         let handed_over = node.hand_over().await;
         drop(door);
@@ -336,7 +348,13 @@ impl Life {
     }
 
     /// Hands the node over, or takes it back.
-    async fn hand_over(&mut self, node: Node, reception: Reception, mut candidate: Candidate) -> End {
+    async fn hand_over(
+        &mut self,
+        node: Node,
+        reception: Reception,
+        supervision: Supervision,
+        mut candidate: Candidate,
+    ) -> End {
         let stop = self.stop.clone();
         let begun = Instant::now();
         tokio::select! {
@@ -344,11 +362,12 @@ impl Life {
             () = stop.cancelled() => {
                 tracing::info!("stopping; the successor starts by itself");
                 drop(candidate);
-                return self.end(node, reception, Ok(())).await;
+                return self.end(node, reception, supervision, Ok(())).await;
             }
         }
+        supervision.end().await;
         tracing::info!(took = ?begun.elapsed(), "clients wait for the successor");
-        self.phase.send_replace(Phase::HandedOver(Member::of(&node).replica));
+        self.phase.send_replace(Phase::HandedOver(Member::of(&node, &self.host).replica));
         let Reception { clients, door } = reception;
         if let Err(error) = node.hand_over().await {
             tracing::error!(%error, "the data could not be closed in an orderly way; the successor may notice more");

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_agent::host::Host;
 use muster_api::{Member, Phase};
 use muster_cluster::clock::SystemClock;
 use muster_cluster::clocks::Rules;
 use muster_cluster::consensus::Timing;
-use muster_cluster::leader::{Levels, Membership, Retention};
+use muster_cluster::leader::{Endings, Levels, Membership, Retention};
 use muster_cluster::membership::Profile;
 use muster_cluster::node::{JoinToken, NodeOptions};
 use muster_cluster::rows::NodeFacts;
 use muster_cluster::state::FEATURE_LEVELS;
+use muster_cluster::transport::Services;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -77,13 +79,20 @@ pub fn node_options(values: &Values, addresses: Addresses, runtimes: &Runtimes) 
             version: env!("CARGO_PKG_VERSION").to_owned(),
             max_level: *FEATURE_LEVELS.end(),
             wants_to_vote: values.role == NodeRole::Voter,
+            ..NodeFacts::default()
         },
         timing: Timing::default(),
         step: None,
         gossip: Profile::default(),
         clock: Arc::new(SystemClock),
         clocks: Rules::default(),
-        duties: vec![Arc::new(Retention::default()), Arc::new(Membership::default()), Arc::new(Levels)],
+        duties: vec![
+            Arc::new(Retention::default()),
+            Arc::new(Membership::default()),
+            Arc::new(Levels),
+            Arc::new(Endings),
+        ],
+        services: Services::default(),
         runtime: runtimes.raft.handle().clone(),
     }
 }
@@ -166,8 +175,13 @@ pub async fn serve(
     };
     let addresses = listeners.addresses()?;
     let (to_phase, phase) = watch::channel(Phase::Starting);
+    let host = Host::new(values.host()).await;
+    let mut options = node_options(&values, addresses, runtimes);
+    host.describe(&mut options.facts);
+    options.services = host.services();
     let life = Life {
-        options: node_options(&values, addresses, runtimes),
+        options,
+        host,
         drain: Duration::from_secs(values.drain_seconds),
         desk: Desk::new(&values, phase.clone()),
         join: start.join,

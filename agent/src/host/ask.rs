@@ -31,7 +31,6 @@ pub struct NoSight {
 type Answer = Arc<OnceCell<Result<Arc<Seen>, NoSight>>>;
 
 /// The hosts of all nodes, this one's among them. Many who ask at once ask once.
-#[derive(Debug)]
 pub struct Hosts {
     own: Arc<Host>,
     node: NodeId,

@@ -74,7 +74,8 @@ impl Host {
         engines.sort_unstable();
         facts.runtimes = if engines.is_empty() { Vec::new() } else { vec![RuntimeKind::Process.name().to_owned()] };
         facts.process_engines = engines;
-        (facts.first_port, facts.last_port) = (u32::from(*self.options.ports.start()), u32::from(*self.options.ports.end()));
+        (facts.first_port, facts.last_port) =
+            (u32::from(*self.options.ports.start()), u32::from(*self.options.ports.end()));
     }
 
     /// What it answers other nodes.

@@ -8,8 +8,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
 use super::Host;
-use crate::supervisor::Observation;
 use crate::runtime::UnitId;
+use crate::supervisor::Observation;
 use crate::wire::host_server::{self, HostServer};
 use crate::wire::{LookRequest, Seen, SeenUnit};
 

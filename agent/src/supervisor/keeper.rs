@@ -322,7 +322,8 @@ impl Keeper<'_> {
         loop {
             tokio::time::sleep(SAMPLE).await;
             let ready = self.tools.serving.find(self.unit.placement, self.unit.epoch).is_some();
-            if ready && let Ok(sample) = self.order.engine.sample(endpoint).await
+            if ready
+                && let Ok(sample) = self.order.engine.sample(endpoint).await
                 && let Some(usage) = meter.observe(Instant::now(), &sample)
             {
                 self.tools.observed.note(self.unit, |seen| seen.usage = usage);

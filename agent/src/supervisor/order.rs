@@ -108,7 +108,8 @@ fn environment(tools: &Tools, view: &View, id: &[u8]) -> Result<Vec<(String, Sec
     let sealed = view.secret(&name).map_err(|error| unreadable(&error.to_string()))?;
     let sealed = sealed.ok_or_else(|| unreadable("it is missing"))?;
     let opened = tools.keyring.open(&name, &sealed).map_err(|error| unreadable(&error.to_string()))?;
-    let values: Map<String, Value> = serde_json::from_str(opened.reveal()).map_err(|_| unreadable("it is no object"))?;
+    let values: Map<String, Value> =
+        serde_json::from_str(opened.reveal()).map_err(|_| unreadable("it is no object"))?;
     let text = |(key, value): (String, Value)| match value {
         Value::String(value) => Some((key, SecretText::new(value))),
         _ => None,

@@ -79,11 +79,8 @@ async fn propose(tools: &Tools, unit: UnitId, event: Event) {
     };
     let mut pause = FIRST_PAUSE;
     loop {
-        let origin = Origin {
-            principal: format!("node:{}", tools.node),
-            source: "supervisor".to_owned(),
-            ..Origin::default()
-        };
+        let origin =
+            Origin { principal: format!("node:{}", tools.node), source: "supervisor".to_owned(), ..Origin::default() };
         let proposed = tools.consensus.propose(origin, Body::ReportPlacement(report.clone())).await;
         match proposed {
             Ok(answer) => {

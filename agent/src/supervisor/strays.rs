@@ -40,9 +40,9 @@ async fn judge(tools: &Tools, runtime: &dyn Runtime, found: Vec<Found>) {
     for Found { unit, .. } in found {
         // Read for each: what was just given to this node has a unit a moment later.
         let view = tools.consensus.local();
-        let held = view.held_on(tools.node).map(|held| {
-            held.iter().any(|held| held.placement == unit.placement && held.epoch == unit.epoch)
-        });
+        let held = view
+            .held_on(tools.node)
+            .map(|held| held.iter().any(|held| held.placement == unit.placement && held.epoch == unit.epoch));
         let known = view.deployment(unit.placement.deployment).map(|found| found.is_some());
         match (held, known) {
             (Ok(false), Ok(true)) => {

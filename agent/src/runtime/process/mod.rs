@@ -144,7 +144,7 @@ impl Runtime for ProcessRuntime {
         self.step(|life| {
             if life.options.programs.is_empty() {
                 return Err(unavailable(
-                    "there are no programs: set engines.vllm or engines.sim in the node's configuration",
+                    "there are no programs: set engine_vllm or engine_sim in the node's configuration",
                 ));
             }
             Account::resolve(life.options.user.as_ref())?;

@@ -42,7 +42,7 @@ impl ProcessOptions {
     /// # Errors
     /// When the configuration has none that could be run, with the key that it belongs to.
     pub(super) fn program(&self, engine: EngineKind) -> Result<&Program, RuntimeError> {
-        let key = format!("engines.{}", engine.name());
+        let key = format!("engine_{}", engine.name());
         let Some(program) = self.programs.get(&engine) else {
             return Err(RuntimeError::Unsuitable(format!(
                 "this node has no program for {}: set {key} in the node's configuration",

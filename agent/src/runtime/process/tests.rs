@@ -169,7 +169,7 @@ async fn an_engine_without_a_program_names_the_key_to_set() {
     launch.engine = EngineKind::Vllm;
     runtime.place(launch.unit).await.unwrap();
     let refused = runtime.launch(launch, watch::Sender::new(Progress::default())).await.unwrap_err();
-    assert!(matches!(&refused, RuntimeError::Unsuitable(why) if why.contains("engines.vllm")), "{refused}");
+    assert!(matches!(&refused, RuntimeError::Unsuitable(why) if why.contains("engine_vllm")), "{refused}");
     let none = ProcessOptions { programs: HashMap::new(), ..machine.options() };
     let none = ProcessRuntime::new(machine.owner, none).available().await.unwrap_err();
     assert!(matches!(none, RuntimeError::Unavailable { .. }), "{none}");

@@ -29,7 +29,7 @@ fn runtime(view: &View, facts: &NodeFacts, node: NodeId, engine: Engine) -> Resu
     chosen.cloned().ok_or_else(|| {
         let name = engine_name(engine);
         ApiError::Conflict(format!(
-            "node {node} has no container runtime, and its configuration names no program for {name} (engines.{name})"
+            "node {node} has no container runtime, and its configuration names no program for {name} (engine_{name})"
         ))
     })
 }
