@@ -73,8 +73,10 @@ mod tests {
     }
 
     #[test]
-    fn equals_are_taken_alike() {
+    fn of_equals_the_first_drawn_is_taken_so_that_all_get_alike() {
         let three = loads(&[4, 4, 4]);
+        assert_eq!(pick(&three, [drawing(2, 3), drawing(0, 2)]), Some(2));
+        assert_eq!(pick(&three, [drawing(0, 3), drawing(1, 2)]), Some(0));
         let mut taken = [0; 3];
         for (one, other) in (0..30).flat_map(|one| (0..30).map(move |other| (one, other))) {
             taken[pick(&three, [drawing(one, 30), drawing(other, 30)]).expect("one")] += 1;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Claim, Full, on, overfull};
+use super::{Claim, Claimant, Full, on, overfull};
 use crate::ids::PlacementId;
 use crate::planner::gpu::{Gpu, Share, ShortOfMemory};
 use crate::planner::words::Listed;
@@ -91,8 +91,12 @@ fn unfit(gpu: &Gpu, claims: &[Claim<'_>], ask: &Ask<'_>) -> Option<Unfit> {
     if gpu.cordoned {
         return Some(Unfit::Cordoned);
     }
-    let evictable = ask.evictable && !gpu.unified;
-    if let Some(full) = overfull(claims, ask.placement, ask.share, evictable, gpu.index) {
+    let others = on(claims, ask.placement, gpu.index).map(Claim::held);
+    // Where sleep frees nothing, nobody takes turns.
+    let held = others
+        .chain([(Claimant::New, ask.share, ask.evictable)])
+        .map(|(whose, share, evictable)| (whose, share, evictable && !gpu.unified));
+    if let Some(full) = overfull(gpu.index, held) {
         return Some(Unfit::Full(full));
     }
     let (mut held, mut kept) = (0_u64, 0_u64);

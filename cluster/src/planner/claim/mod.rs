@@ -28,11 +28,17 @@ pub struct Claim<'a> {
     pub gpus: &'a [u32],
     /// The share of each of them.
     pub share: Share,
-    /// Whether it can be put to sleep: started so that it can, and not pinned.
+    /// Whether it can be put to sleep: started so that it can, not pinned, and not on a GPU with the machine's memory.
     pub evictable: bool,
     /// Whether its memory is in use now. Where that is not known: yes, so that it is not taken for somebody else's. [`check`]
     /// does not look at it.
     pub awake: bool,
+}
+
+impl Claim<'_> {
+    fn held(&self) -> Held {
+        (Claimant::Other(self.placement), self.share, self.evictable)
+    }
 }
 
 /// Whether a claim fits beside the others of its node. One of the same placement among them is replaced by it, so the same
@@ -41,7 +47,10 @@ pub struct Claim<'a> {
 /// # Errors
 /// With the GPUs on which it does not fit, in their order in the claim.
 pub fn check(others: &[Claim<'_>], new: &Claim<'_>) -> Result<(), Overclaimed> {
-    let full = |&gpu: &u32| overfull(others, Some(new.placement), new.share, new.evictable, gpu);
+    let full = |&gpu: &u32| {
+        let others = on(others, Some(new.placement), gpu);
+        overfull(gpu, others.map(Claim::held).chain([(Claimant::New, new.share, new.evictable)]))
+    };
     let full: Vec<Full> = new.gpus.iter().filter_map(full).collect();
     if full.is_empty() { Ok(()) } else { Err(Overclaimed { gpus: full }) }
 }
@@ -137,26 +146,23 @@ impl Shares {
 }
 
 /// The claims of others on a GPU.
-fn on<'a>(others: &'a [Claim<'a>], own: Option<PlacementId>, gpu: u32) -> impl Iterator<Item = &'a Claim<'a>> {
+fn on<'a>(others: &'a [Claim<'a>], own: Option<PlacementId>, gpu: u32) -> impl Iterator<Item = &'a Claim<'a>> + Clone {
     others.iter().filter(move |claim| Some(claim.placement) != own && claim.gpus.contains(&gpu))
 }
 
-/// What is wrong with a new claim on a GPU, if something is.
-fn overfull(others: &[Claim<'_>], own: Option<PlacementId>, share: Share, evictable: bool, gpu: u32) -> Option<Full> {
+/// Whose a share is, how large, and whether it takes turns with others.
+type Held = (Claimant, Share, bool);
+
+/// What is wrong with the shares on a GPU, if something is.
+fn overfull(gpu: u32, held: impl Iterator<Item = Held> + Clone) -> Option<Full> {
     let mut shares = Shares::default();
-    shares.add(share, evictable);
-    on(others, own, gpu).for_each(|claim| shares.add(claim.share, claim.evictable));
+    held.clone().for_each(|(_, share, evictable)| shares.add(share, evictable));
     if shares.fit() {
         return None;
     }
-    let there = || {
-        let others = on(others, own, gpu);
-        let others = others.map(|claim| (Claimant::Other(claim.placement), claim.share, claim.evictable));
-        others.chain([(Claimant::New, share, evictable)])
-    };
-    let mut fixed_by: Vec<Claimant> = there().filter(|(.., evictable)| !evictable).map(|(whose, ..)| whose).collect();
+    let mut fixed_by: Vec<Claimant> = held.clone().filter(|(.., evictable)| !evictable).map(|held| held.0).collect();
     fixed_by.sort_unstable();
-    let evictable = there().filter(|&(_, _, evictable)| evictable).map(|(whose, share, _)| (whose, share));
+    let evictable = held.filter(|(.., evictable)| *evictable).map(|(whose, share, _)| (whose, share));
     let largest = evictable.min_by_key(|&(whose, share)| (Reverse(share), whose));
     Some(Full { gpu, fixed: shares.fixed, fixed_by, largest })
 }

@@ -137,6 +137,9 @@ fn memory_of_models_that_can_sleep_is_room_and_that_of_others_is_not() {
     let unified = [Gpu { unified: true, ..full[0] }];
     assert_eq!(chosen(&unified, &[], any(), 90), Ok(vec![0]), "its free memory is the machine's");
     assert!(chosen(&unified, &[fixed(1, &[0], 60)], any(), 50).is_err());
+    let turns = [warm(1, &[0], 40), warm(2, &[0], 40)];
+    assert!(chosen(&unified, &turns, any(), 30).is_err(), "nobody takes turns there");
+    assert_eq!(chosen(&[gpu(0)], &turns, any(), 30), Ok(vec![0]));
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn sleepers_take_no_share_and_whoever_starts_does() {
 
 #[test]
 fn the_oldest_sleepers_are_stopped_when_memory_runs_out() {
-    let residents = [asleep(1, 30_000), running(5, 0.5), asleep(2, 30_000), asleep(3, 30_000)];
+    let residents = [asleep(2, 30_000), running(5, 0.5), asleep(1, 30_000), asleep(3, 30_000)];
     let gpus = [gpu(0)];
     // 90,000 asleep, 40,000 more, and 48,000 for the new one some day.
     let limited = |limit: u64| Node { ram_limit: Some(limit * MB), ..node(&gpus, &residents) };
@@ -149,6 +149,26 @@ fn the_oldest_sleepers_are_stopped_when_memory_runs_out() {
     assert_eq!(stopped(118_000), Ok(vec![id(1), id(2)]));
     assert_eq!(stopped(88_000), Ok(vec![id(1), id(2), id(3)]));
     assert!(stopped(87_999).is_err(), "stopping all of them is not enough");
+}
+
+#[test]
+fn a_limit_that_is_exceeded_already_holds_up_only_those_for_whom_somebody_must_sleep() {
+    let residents = [asleep(1, 30_000), running(2, 0.5)];
+    let gpus = [gpu(0)];
+    let limited = Node { ram_limit: Some(MB), ..node(&gpus, &residents) };
+    assert_eq!(plan(&limited, &asks(0.5)), offload(&[]));
+    assert!(plan(&limited, &asks(0.6)).is_err());
+}
+
+#[test]
+fn fractions_that_were_rounded_fit_and_nothing_more() {
+    let asks_for = |share| Requester { share: Share(share), ..asks(0.5) };
+    let measured = [Gpu { free: Some(40_000 * MB), ..gpu(0) }];
+    let residents = [running(1, 0.5)];
+    for gpus in [[gpu(0)], measured] {
+        assert_eq!(plan(&node(&gpus, &residents), &asks_for(500_001)), offload(&[]));
+        assert_eq!(plan(&node(&gpus, &residents), &asks_for(500_002)), offload(&[1]));
+    }
 }
 
 #[test]
