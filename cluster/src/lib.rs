@@ -10,6 +10,7 @@ pub mod ids;
 pub mod leader;
 pub mod membership;
 pub mod node;
+pub mod planner;
 pub mod sealing;
 pub mod state;
 pub mod storage;
