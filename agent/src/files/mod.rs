@@ -10,10 +10,12 @@ mod measure;
 mod names;
 mod pipe;
 mod room;
+mod shelf;
 mod staging;
 #[cfg(test)]
 mod testing;
 mod transfers;
+mod uploads;
 
 pub use archive::ArchiveLimits;
 pub use disk::DiskUsage;
@@ -22,4 +24,6 @@ pub use hub::{CacheListing, CachedModel, HubCache};
 pub use in_use::InUse;
 pub use local::{LocalListing, LocalModel, LocalModels, Source};
 pub use names::{ModelName, RelativePath, RepoName};
+pub use shelf::{Arrived, Limits};
 pub use transfers::{Transfer, TransferKind, TransferState};
+pub use uploads::{Received, Uploads};

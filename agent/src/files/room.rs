@@ -76,6 +76,11 @@ impl Room {
         Ok(Promise { promised: Arc::clone(&self.promised), left: Mutex::new(wanted) })
     }
 
+    /// Promises no room at all.
+    pub(super) fn promise_nothing(&self) -> Promise {
+        Promise { promised: Arc::clone(&self.promised), left: Mutex::new(0) }
+    }
+
     /// Whether what must stay free still is.
     ///
     /// # Errors
