@@ -75,11 +75,13 @@ impl LocalModels {
         Self { managed, directories, in_use }
     }
 
-    /// The directories whose models may be deployed: containers see them read-only.
-    #[must_use]
-    pub fn allowed_directories(&self) -> Vec<PathBuf> {
-        let all = std::iter::once(&self.managed).chain(&self.directories);
-        all.filter(|directory| directory.is_dir()).cloned().collect()
+    /// The directories whose models may be deployed, of those that are there: containers see them read-only.
+    ///
+    /// # Errors
+    /// When this node shuts down.
+    pub async fn allowed_directories(&self) -> Result<Vec<PathBuf>, FilesError> {
+        let all: Vec<PathBuf> = std::iter::once(&self.managed).chain(&self.directories).cloned().collect();
+        blocking(move || Ok(all.into_iter().filter(|directory| directory.is_dir()).collect())).await
     }
 
     /// What lies there.
@@ -347,6 +349,7 @@ mod tests {
         symlink(scene.path("other/secret"), scene.path("managed/out")).unwrap();
         symlink(scene.path("dir/d"), scene.path("other/in")).unwrap();
         let models = scene.models(Running::default());
+        assert_eq!(models.allowed_directories().await.unwrap(), [scene.path("managed"), scene.path("dir")]);
         for (good, resolved) in [
             ("managed/m", "managed/m"),
             ("dir/f.gguf", "dir/f.gguf"),

@@ -34,6 +34,8 @@ pub struct Limits {
     pub archives_at_once: usize,
     /// The most pulls at once.
     pub pulls: usize,
+    /// The pause before a pull that broke off is tried again. It doubles with each attempt that brings nothing.
+    pub pull_pause: Duration,
     /// How long a stream may be silent.
     pub silence: Duration,
     /// How long a finished transfer is told of.
@@ -53,6 +55,7 @@ impl Default for Limits {
             patience: Duration::from_secs(5),
             archives_at_once: 8,
             pulls: 8,
+            pull_pause: Duration::from_millis(500),
             silence: Duration::from_secs(60),
             transfers_kept: Duration::from_secs(3600),
             package: 2 << 30,

@@ -113,7 +113,7 @@ fn unpack(
 }
 
 /// Writes a stream to a file, as long as there is room.
-pub(in crate::files) fn spool(reader: &mut PipeReader, file: &Path, room: &Room) -> Result<(), FilesError> {
+fn spool(reader: &mut PipeReader, file: &Path, room: &Room) -> Result<(), FilesError> {
     let mut file = File::create(file).map_err(|e| FilesError::io("writing a file", e))?;
     let mut unlooked = LOOK_EVERY;
     copy(reader, &mut file, |piece| {

@@ -24,6 +24,7 @@ use super::pipe::feed;
 use super::shelf::{Arrived, Shelf};
 use super::staging::{STAGING, remove, sweep};
 
+pub(super) use archive::ARCHIVE_FACTOR;
 pub use receive::Received;
 use session::{Session, no_such_upload};
 

@@ -180,7 +180,8 @@ impl Session {
         path: &RelativePath,
         most: Option<usize>,
     ) -> Result<Writing, FilesError> {
-        let new = !path.below(&self.content()).exists() && !path.below(&self.partial()).exists();
+        let there = |root: PathBuf| tokio::fs::try_exists(path.below(&root));
+        let new = !there(self.content()).await.unwrap_or(false) && !there(self.partial()).await.unwrap_or(false);
         self.change(|state| {
             if let Some(refused) = state.phase.refuses() {
                 return Step::Refused(refused);
