@@ -374,7 +374,7 @@ mod tests {
         let (home, packages) = scene();
         fs::write(home.path().join("packages/0123456789abcdef"), "no package").unwrap();
         let package = packages.upload("x.py", None, whole(b"x")).await.unwrap();
-        assert_eq!(packages.list().await.unwrap(), [package.clone()]);
+        assert_eq!(packages.list().await.unwrap(), std::slice::from_ref(&package));
         packages.delete(&package.id).await.unwrap();
         for id in [package.id.as_str(), "..", ".tmp", "", "../packages", "ABCDEF0123456789"] {
             assert_eq!(packages.delete(id).await.unwrap_err().kind(), ErrorKind::NotFound, "{id}");

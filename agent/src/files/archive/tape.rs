@@ -137,7 +137,6 @@ fn members(source: impl Read, packed: &Rc<Cell<u64>>, into: &Path, bounds: &Boun
             _ => return Err(refused(&name, "is neither a file nor a directory")),
         }
     }
-    drop(entries);
     // Blocks may follow the end; a broken checksum of the compression shows only there.
     allowed.set(u64::MAX);
     drain(archive.into_inner(), bounds)?;

@@ -9,7 +9,6 @@ mod tests;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -197,7 +196,7 @@ impl Uploads {
 
     /// Where models lie, for tests.
     #[cfg(test)]
-    fn models(&self) -> &Path {
+    fn models(&self) -> &std::path::Path {
         &self.shelf.models
     }
 }
