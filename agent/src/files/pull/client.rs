@@ -111,6 +111,11 @@ impl Client {
         Self { policy, tls: Arc::default() }
     }
 
+    #[cfg(test)]
+    pub(super) fn trusting(policy: PullPolicy, tls: Arc<ClientConfig>) -> Self {
+        Self { policy, tls: Arc::new(OnceCell::new_with(Some(Some(tls)))) }
+    }
+
     pub(super) fn policy(&self) -> PullPolicy {
         self.policy
     }

@@ -4,6 +4,8 @@ mod address;
 mod client;
 mod fetch;
 #[cfg(test)]
+mod server;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::server::{Said, Server, certified, ok, said};
 use super::*;
 use crate::files::archive::ArchiveLimits;
 use crate::files::archive::samples::{gzip, tar, zip};
@@ -14,82 +15,6 @@ use crate::files::room::Room;
 use crate::files::shelf::Limits;
 use crate::files::staging::STAGING;
 use crate::files::transfers::{Transfer, TransferState, Transfers};
-
-/// A request as the server sees it, and which one it is.
-struct Asked {
-    head: String,
-    number: usize,
-}
-
-impl Asked {
-    fn path(&self) -> &str {
-        self.head.split(' ').nth(1).unwrap_or_default()
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (key, value) = line.split_once(": ")?;
-            key.eq_ignore_ascii_case(name).then_some(value)
-        })
-    }
-
-    /// Where a range starts.
-    fn from(&self) -> Option<usize> {
-        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
-    }
-}
-
-/// What a server says before it closes the connection, or instead keeps it open and says no more.
-struct Said {
-    bytes: Vec<u8>,
-    stays: bool,
-}
-
-fn said(status: &str, headers: &str, body: &[u8]) -> Said {
-    let mut bytes = format!("HTTP/1.1 {status}\r\n{headers}\r\n").into_bytes();
-    bytes.extend_from_slice(body);
-    Said { bytes, stays: false }
-}
-
-fn ok(body: &[u8]) -> Said {
-    said("200 OK", &format!("Content-Length: {}\r\n", body.len()), body)
-}
-
-struct Server {
-    port: u16,
-    requests: Arc<AtomicUsize>,
-    _task: AbortOnDropHandle<()>,
-}
-
-impl Server {
-    async fn start(answer: impl Fn(Asked) -> Said + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let requests = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&requests);
-        let task = tokio::spawn(async move {
-            let mut open = Vec::new();
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    head.push(stream.read_u8().await.unwrap());
-                }
-                let number = counter.fetch_add(1, Ordering::Relaxed);
-                let said = answer(Asked { head: String::from_utf8(head).unwrap(), number });
-                let _ = stream.write_all(&said.bytes).await;
-                if said.stays {
-                    open.push(stream);
-                }
-            }
-        });
-        Self { port, requests, _task: AbortOnDropHandle::new(task) }
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
-    }
-}
 
 struct Scene {
     home: TempDir,
@@ -258,7 +183,7 @@ async fn a_file_of_which_nothing_tells_that_it_is_the_same_is_not_pieced_togethe
 async fn a_server_that_sends_another_part_is_asked_anew() {
     let server = Server::start(|asked| match asked.number {
         0 => said("200 OK", "Content-Length: 10\r\nETag: \"v\"\r\n", b"01234"),
-        1 => said("206 Partial Content", "Content-Range: bytes 0-9/10\r\nContent-Length: 10\r\n", b"0123456789"),
+        1 => said("206 Partial Content", "Content-Range: bytes 0-4/10\r\nContent-Length: 5\r\n", b"01234"),
         2 => said("200 OK", "Content-Length: 10\r\nETag: \"v\"\r\n", b"01234"),
         3 => said("416 Range Not Satisfiable", "Content-Length: 0\r\n", b""),
         _ => ok(b"0123456789"),
@@ -398,4 +323,35 @@ async fn a_server_that_falls_silent_is_asked_again() {
     let scene = Scene::with(Limits { silence: Duration::from_millis(50), ..Limits::default() });
     scene.pull(&server.url("/w.bin"), None).await.unwrap();
     assert_eq!(scene.read("w/w.bin"), b"0123456789");
+}
+
+#[tokio::test]
+async fn a_server_is_trusted_by_its_certificate_and_never_left_for_one_without() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (acceptor, trust) = certified();
+    let _server = AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let said = match head.starts_with(b"GET /down ") {
+                true => said("302 Found", "Location: http://127.0.0.1:1/w.bin\r\nContent-Length: 0\r\n", b""),
+                false => ok(b"sealed"),
+            };
+            stream.write_all(&said.bytes).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    }));
+    let mut scene = Scene::new();
+    let url = |path: &str| format!("https://127.0.0.1:{port}{path}");
+    let why = scene.pull(&url("/w.bin"), None).await.unwrap_err();
+    assert!(why.contains("certificate"), "{why}");
+    scene.pulls.client = Client::trusting(scene.pulls.client.policy(), trust);
+    scene.pull(&url("/w.bin"), None).await.unwrap();
+    assert_eq!(scene.read("w/w.bin"), b"sealed");
+    assert!(scene.pull(&url("/down"), None).await.unwrap_err().contains("from https"));
 }
