@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use super::kernel::{self, Identity};
 use super::record::{Record, Stage};
 use super::*;
+use crate::logs::{Follower, LogBounds, LogStore};
 use crate::runtime::{EngineKind, GpuRef, UnitState};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -498,4 +499,98 @@ async fn what_an_engine_says_is_followed_to_its_last_words_even_if_it_is_removed
     let (followed, rest) = timeout(LIMIT, futures_util::future::join(follow, read)).await.unwrap();
     followed.unwrap();
     assert_eq!(rest, ["last"]);
+}
+
+/// The part of the test below that is killed: it starts engines one after the other.
+async fn start_until_killed(data: &str, fleet: &str) {
+    let fleet = FleetId(fleet.parse().unwrap());
+    let machine =
+        Machine { data: tempfile::tempdir().unwrap(), owner: Owner { fleet, generation: 3, node: NodeId(7) } };
+    let options = ProcessOptions { directory: PathBuf::from(data), ..machine.options() };
+    let runtime = ProcessRuntime::new(machine.owner, options);
+    for number in 1..=40 {
+        start(&runtime, order(unit(number, 1), &counting(Path::new(data), number))).await;
+    }
+}
+
+fn counting(data: &Path, number: u64) -> String {
+    format!("echo x >> {}/starts-{number}; exec sleep 60", data.display())
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_no_engine_is_lost_and_none_is_started_twice() {
+    const DATA: &str = "MUSTER_TEST_DATA";
+    const FLEET: &str = "MUSTER_TEST_FLEET";
+    if let (Ok(data), Ok(fleet)) = (std::env::var(DATA), std::env::var(FLEET)) {
+        return start_until_killed(&data, &fleet).await;
+    }
+    for round in 0..8 {
+        let machine = Machine::new();
+        let mut starter = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "runtime::process::tests::killed_at_any_moment_no_engine_is_lost_and_none_is_started_twice",
+            ])
+            .env(DATA, machine.data.path())
+            .env(FLEET, machine.owner.fleet.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let first = machine.directory(unit(1, 1));
+        until("the first unit", || first.exists()).await;
+        // Not to wait for something, but to hit another moment each time.
+        sleep(Duration::from_millis(7 * round)).await;
+        starter.kill().unwrap();
+        starter.wait().unwrap();
+
+        let runtime = machine.runtime();
+        let found = runtime.units().await.unwrap();
+        let count = found.len() as u64;
+        for number in 1..=count + 1 {
+            start(&runtime, order(unit(number, 1), &counting(machine.data.path(), number))).await;
+        }
+        for number in 1..=count + 1 {
+            let starts = machine.path(&format!("starts-{number}"));
+            until("a start", || fs::read_to_string(&starts).is_ok_and(|text| !text.is_empty())).await;
+            assert_eq!(fs::read_to_string(&starts).unwrap(), "x\n", "unit {number} of round {round}");
+        }
+        for number in 1..=count + 1 {
+            let process = machine.process(unit(number, 1));
+            runtime.stop(unit(number, 1), LIMIT).await.unwrap();
+            assert!(!kernel::runs(process));
+            let mark = spawn::mark(&machine.owner, unit(number, 1));
+            let uid = rustix::process::geteuid().as_raw();
+            assert_eq!(members::main_of(&mark, uid).unwrap(), None);
+        }
+        let left: Vec<_> =
+            fs::read_dir(machine.path("units")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [".lock"]);
+    }
+}
+
+#[tokio::test]
+async fn a_log_has_each_line_once_however_often_muster_is_restarted() {
+    let machine = Machine::new();
+    let unit = unit(1, 1);
+    let script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; [ $((i % 50)) = 0 ] && sleep 0.01; done";
+    start(&machine.runtime(), order(unit, script)).await;
+    let open = || Arc::new(LogStore::open(machine.path("logs"), LogBounds::default()).unwrap());
+    let lines = || open().tail(unit.placement, 2000).unwrap();
+    let mut before = 0;
+    for _ in 0..5 {
+        let (runtime, store) = (machine.runtime(), open());
+        let follower = Follower::start(Arc::new(runtime.clone()), Arc::clone(&store), unit);
+        until("more lines", || lines().len() > before).await;
+        drop(follower);
+        // What was under way in the threads ends with a process, and here by itself.
+        until("its end", || Arc::strong_count(&runtime.life) == 1 && Arc::strong_count(&store) == 1).await;
+        before = lines().len().min(1500);
+    }
+    timeout(LIMIT, Follower::start(Arc::new(machine.runtime()), open(), unit).finished()).await.unwrap();
+    let mut text = String::new();
+    io::Read::read_to_string(&mut open().download(unit.placement).unwrap().unwrap(), &mut text).unwrap();
+    let said: Vec<&str> = text.lines().map(|line| &line[22..]).collect();
+    assert_eq!(said, (1..=3000).map(|number| format!("line {number}")).collect::<Vec<_>>());
+    machine.runtime().stop(unit, SHORT).await.unwrap();
 }
