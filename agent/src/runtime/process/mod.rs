@@ -94,28 +94,31 @@ impl ProcessRuntime {
         lines: mpsc::Sender<Line>,
     ) -> Result<(), RuntimeError> {
         let slot = self.step(move |life| life.attach(unit)).await?;
-        let Ok(_reads) = Arc::clone(&slot.follower).try_acquire_owned() else {
+        let Ok(turn) = Arc::clone(&slot.follower).try_acquire_owned() else {
             return Err(failed(format!("what {unit} says is being read already")));
         };
         let mut exit = slot.exit();
         let in_flight = lines.max_capacity();
         let opened = self.step(move |life| {
-            Reader::open(&life.units.of(unit), since, in_flight).map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => RuntimeError::NotFound(unit),
-                _ => reading(source),
-            })
+            let reader =
+                Reader::open(&life.units.of(unit), since, in_flight).map_err(|source| match source.kind() {
+                    io::ErrorKind::NotFound => RuntimeError::NotFound(unit),
+                    _ => reading(source),
+                })?;
+            Ok((reader, turn))
         });
-        let mut reader = opened.await?;
+        // The turn goes wherever the reader goes: a step that nobody waits for any more is still at work.
+        let (mut reader, mut turn) = opened.await?;
         loop {
             // Asked before it is read: what was said until the end is there to be read after it.
             let ended = exit.borrow_and_update().is_some();
-            let (back, read) = self
+            let (back_reader, back_turn, read) = self
                 .step(move |_| {
                     let read = reader.next(ended).map_err(reading)?;
-                    Ok((reader, read))
+                    Ok((reader, turn, read))
                 })
                 .await?;
-            reader = back;
+            (reader, turn) = (back_reader, back_turn);
             if read.is_empty() {
                 if ended {
                     return Ok(());

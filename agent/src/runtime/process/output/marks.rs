@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::READ;
+
 const NAME: &str = "engine.marks";
 
 /// More lines are kept than a reader says that it may have in flight: so many that it may hold besides.
@@ -38,7 +40,11 @@ impl Mark {
         let mut numbers = line.split(' ').map(str::parse);
         let mut next = || numbers.next()?.ok();
         let mark = Self { at: next()?, start: next()?, end: next()?, lines: next()? };
-        let sound = numbers.next().is_none() && mark.lines > 0 && mark.start < mark.end;
+        let length = mark.end.checked_sub(mark.start)?;
+        let sound =
+            numbers.next().is_none() && (1..=READ as u64).contains(&length) && (1..=length).contains(&mark.lines);
+        // Far beyond any clock there would be no room for the lines after it.
+        let sound = sound && mark.at < u64::MAX / 2;
         sound.then_some(mark)
     }
 

@@ -129,7 +129,15 @@ fn a_line_without_end_is_handed_on_in_parts() {
 fn marks_that_make_no_sense_are_forgotten() {
     let mut engine = Engine::new();
     engine.says("a\nb\n");
-    for bad in ["x", "1 2\n", "5 0 4 0\n", "5 4 0 1\n", "9 0 400 1\n", "18446744073709551615 0 2 1\n1 0 x"] {
+    for bad in [
+        "x",
+        "1 2\n",
+        "5 0 4 0\n",
+        "5 4 0 1\n",
+        "9 0 400 1\n",
+        "18446744073709551615 0 2 1\n",
+        "1 0 2 18446744073709551615\n",
+    ] {
         std::fs::write(engine.directory.path().join("engine.marks"), bad).unwrap();
         let lines = all(&mut engine.reader(None));
         assert_eq!(texts(&lines), ["a", "b"], "{bad}");

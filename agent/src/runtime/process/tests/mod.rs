@@ -1,3 +1,5 @@
+mod after_a_crash;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use rustix::process::Signal;
 use super::kernel::{self, Identity};
 use super::record::{Record, Stage};
 use super::*;
+use crate::logs::{Follower, LogBounds, LogStore};
 use crate::runtime::{EngineKind, GpuRef, UnitState};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -176,65 +179,6 @@ async fn an_engine_without_a_program_names_the_key_to_set() {
 }
 
 #[tokio::test]
-async fn an_engine_outlives_its_runtime_and_is_found_by_the_next() {
-    let machine = Machine::new();
-    let first = machine.runtime();
-    let unit = unit(4, 9);
-    let go = machine.path("go");
-    let script = format!("while [ ! -e {} ]; do sleep 0.02; done; exit 7", go.display());
-    let launched = start(&first, order(unit, &script)).await;
-    let process = machine.process(unit);
-    drop(first);
-
-    let second = machine.runtime();
-    let found = second.units().await.unwrap();
-    assert_eq!(found.len(), 1);
-    assert_eq!((found[0].unit, found[0].generation, found[0].spec_hash.as_str()), (unit, 3, "hash"));
-    assert_eq!(found[0].state, UnitState::Running(launched.endpoint));
-    assert_eq!(machine.process(unit), process);
-    let ended = second.ended(unit);
-    fs::write(go, "").unwrap();
-    let exit = Exit { code: Some(7), signal: None, out_of_memory: false };
-    assert_eq!(timeout(LIMIT, ended).await.unwrap().unwrap(), exit);
-    // It is there until it is removed, for whoever comes next too.
-    assert_eq!(state(&machine.runtime(), unit).await, Some(UnitState::Ended(exit)));
-    second.stop(unit, SHORT).await.unwrap();
-    second.stop(unit, SHORT).await.unwrap();
-    assert_eq!(state(&second, unit).await, None);
-    assert!(!machine.directory(unit).exists());
-}
-
-#[tokio::test]
-async fn the_end_of_an_engine_that_is_not_a_child_is_seen_without_its_code() {
-    let machine = Machine::new();
-    let runtime = machine.runtime();
-    let unit = unit(1, 1);
-    start(&runtime, order(unit, "exit 0")).await;
-    timeout(LIMIT, runtime.ended(unit)).await.unwrap().unwrap();
-    drop(runtime);
-    // Its parent ends at once, so that the first process of the machine is its parent.
-    let path = machine.path("pid");
-    let script = format!("sleep 60 & echo $! > {}", path.display());
-    assert!(Command::new("/bin/sh").args(["-c", &script]).stdout(Stdio::null()).status().unwrap().success());
-    let other = written(&path).await;
-    machine.rewrite(unit, |record| {
-        let Stage::Launched(_, started) = &mut record.stage else { panic!("it has been launched") };
-        started.process = other;
-    });
-    fs::remove_file(machine.directory(unit).join("exit.json")).unwrap();
-
-    let runtime = machine.runtime();
-    assert!(matches!(state(&runtime, unit).await, Some(UnitState::Running(_))));
-    let (exit, sent) = futures_util::future::join(timeout(LIMIT, runtime.ended(unit)), async {
-        kernel::signal(other, Signal::KILL).unwrap()
-    })
-    .await;
-    assert!(sent);
-    assert_eq!(exit.unwrap().unwrap(), UNSEEN);
-    runtime.stop(unit, SHORT).await.unwrap();
-}
-
-#[tokio::test]
 async fn a_signal_from_elsewhere_is_reported_and_is_not_called_a_lack_of_memory() {
     let machine = Machine::new();
     let runtime = machine.runtime();
@@ -256,70 +200,6 @@ async fn a_unit_that_has_been_launched_is_never_started_again() {
     assert_eq!(start(&machine.runtime(), launch).await, launched);
     runtime.stop(unit(1, 1), SHORT).await.unwrap();
     assert_eq!(fs::read_to_string(starts).unwrap(), "x\n");
-}
-
-#[tokio::test]
-async fn an_engine_whose_starter_died_before_it_wrote_it_down_is_found_by_its_mark() {
-    let machine = Machine::new();
-    let first = machine.runtime();
-    let (unit, starts) = (unit(1, 1), machine.path("starts"));
-    let launch = order(unit, &format!("echo x >> {}; sleep 60 & wait", starts.display()));
-    start(&first, launch.clone()).await;
-    until("the start", || starts.exists()).await;
-    let process = machine.process(unit);
-    drop(first);
-    machine.rewrite(unit, |record| {
-        let Stage::Launched(order, _) = record.stage.clone() else { panic!("it has been launched") };
-        record.stage = Stage::Launching(order);
-    });
-
-    let second = machine.runtime();
-    start(&second, launch).await;
-    assert_eq!(machine.process(unit), process);
-    assert!(matches!(state(&machine.runtime(), unit).await, Some(UnitState::Running(_))));
-    assert_eq!(fs::read_to_string(starts).unwrap(), "x\n");
-    second.stop(unit, SHORT).await.unwrap();
-    assert!(!kernel::runs(process));
-}
-
-#[tokio::test]
-async fn a_place_at_which_nothing_was_started_does_not_outlive_its_maker() {
-    let machine = Machine::new();
-    let first = machine.runtime();
-    first.place(unit(1, 1)).await.unwrap();
-    assert_eq!(first.units().await.unwrap(), []);
-    assert!(machine.directory(unit(1, 1)).exists());
-    assert_eq!(machine.runtime().units().await.unwrap(), []);
-    assert!(!machine.directory(unit(1, 1)).exists());
-}
-
-#[tokio::test]
-async fn a_process_with_another_start_or_of_another_boot_is_not_signalled() {
-    let machine = Machine::new();
-    let first = machine.runtime();
-    let mut bystander = Command::new("/bin/sleep").arg("60").spawn().unwrap();
-    let bystander_now = kernel::look(i32::try_from(bystander.id()).unwrap()).unwrap().identity;
-    for case in [1, 2] {
-        let unit = unit(case, 1);
-        start(&first, order(unit, "exit 0")).await;
-        timeout(LIMIT, first.ended(unit)).await.unwrap().unwrap();
-        machine.rewrite(unit, |record| {
-            let Stage::Launched(_, started) = &mut record.stage else { panic!("it has been launched") };
-            started.process = bystander_now;
-            match case {
-                1 => started.process.started -= 1,
-                _ => started.boot_id = "another".to_owned(),
-            }
-        });
-        fs::remove_file(machine.directory(unit).join("exit.json")).unwrap();
-        let runtime = machine.runtime();
-        assert_eq!(state(&runtime, unit).await, Some(UnitState::Ended(UNSEEN)));
-        runtime.stop(unit, SHORT).await.unwrap();
-        assert!(!machine.directory(unit).exists());
-        assert!(kernel::runs(bystander_now), "case {case}");
-    }
-    bystander.kill().unwrap();
-    bystander.wait().unwrap();
 }
 
 #[tokio::test]
@@ -408,30 +288,6 @@ async fn units_of_other_fleets_nodes_and_epochs_are_left_alone() {
     assert_eq!(later.units().await.unwrap()[0].generation, 3);
     runtime.stop(unit(1, 5), SHORT).await.unwrap();
     assert!(!kernel::runs(process));
-}
-
-#[tokio::test]
-async fn a_record_that_can_not_be_read_is_left_alone_and_hides_no_other_unit() {
-    let machine = Machine::new();
-    let runtime = machine.runtime();
-    for deployment in [1, 2, 3] {
-        start(&runtime, order(unit(deployment, 1), "exec sleep 60")).await;
-    }
-    let kept: Vec<_> = [1, 2].map(|deployment| machine.directory(unit(deployment, 1)).join("unit.json")).to_vec();
-    let before: Vec<_> = kept.iter().map(|path| fs::read(path).unwrap()).collect();
-    fs::write(&kept[0], "{").unwrap();
-    let newer = String::from_utf8(before[1].clone()).unwrap().replace("\"version\": 1", "\"version\": 2");
-    fs::write(&kept[1], newer).unwrap();
-    let next = machine.runtime();
-    let found = next.units().await.unwrap();
-    assert_eq!(found.iter().map(|found| found.unit).collect::<Vec<_>>(), [unit(3, 1)]);
-    assert!(next.place(unit(1, 1)).await.is_err());
-    for (path, before) in kept.iter().zip(before) {
-        fs::write(path, before).unwrap();
-    }
-    for deployment in [1, 2, 3] {
-        next.stop(unit(deployment, 1), SHORT).await.unwrap();
-    }
 }
 
 #[tokio::test]
