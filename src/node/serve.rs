@@ -176,6 +176,7 @@ pub async fn serve(
     let addresses = listeners.addresses()?;
     let (to_phase, phase) = watch::channel(Phase::Starting);
     let host = Host::new(values.host()).await;
+    let host = host.map_err(|error| Failure::other(format!("the logs of engines have no place: {error}")))?;
     let mut options = node_options(&values, addresses, runtimes);
     host.describe(&mut options.facts);
     options.services = host.services();

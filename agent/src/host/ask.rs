@@ -1,22 +1,30 @@
 //! Asking the hosts of other nodes.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use muster_cluster::ids::NodeId;
-use muster_cluster::transport::{Channels, Purpose};
+use futures_util::StreamExt;
+use muster_cluster::ids::{NodeId, PlacementId};
+use muster_cluster::transport::{Channels, Purpose, ToNode};
 use tokio::sync::OnceCell;
+use tonic::Code;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
 
-use super::Host;
+use super::{Host, Parts};
 use crate::wire::host_client::HostClient;
-use crate::wire::{LookRequest, Seen};
+use crate::wire::{LookRequest, ReadLogRequest, Seen, TailRequest};
 
 /// How long what a node has said is good.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 
 /// How long a node may take to say what it sees.
 const LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a node may take to begin to tell of a log.
+const LOG_LIMIT: Duration = Duration::from_secs(10);
 
 /// A node does not say what it sees.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -72,11 +80,53 @@ impl Hosts {
         answer.get_or_init(|| self.ask(node)).await.clone()
     }
 
+    /// The last lines of a placement's log on a node.
+    ///
+    /// # Errors
+    /// When the node does not answer in time, or can not read the log.
+    pub async fn tail(&self, node: NodeId, placement: PlacementId, count: usize) -> Result<Vec<String>, NoSight> {
+        let silent = |why: String| NoSight { node, why };
+        if node == self.node {
+            return self.own.tail(placement, count).await.map_err(|error| silent(error.to_string()));
+        }
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let request = TailRequest { deployment: placement.deployment.0, ordinal: placement.ordinal, count };
+        match tokio::time::timeout(LOG_LIMIT, self.client(node).tail(request)).await {
+            Ok(Ok(lines)) => Ok(lines.into_inner().lines),
+            Ok(Err(status)) => Err(silent(status.message().to_owned())),
+            Err(_) => Err(silent(format!("not within {LOG_LIMIT:?}"))),
+        }
+    }
+
+    /// A placement's log on a node; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the node does not answer in time, or can not read the log.
+    pub async fn read_log(&self, node: NodeId, placement: PlacementId) -> Result<Option<Parts>, NoSight> {
+        let silent = |why: String| NoSight { node, why };
+        if node == self.node {
+            return self.own.read_log(placement).await.map_err(|error| silent(error.to_string()));
+        }
+        let request = ReadLogRequest { deployment: placement.deployment.0, ordinal: placement.ordinal };
+        let mut client = self.client(node);
+        match tokio::time::timeout(LOG_LIMIT, client.read_log(request)).await {
+            Ok(Ok(parts)) => {
+                let parts = parts.into_inner().map(|part| part.map(|part| part.bytes).map_err(io::Error::other));
+                Ok(Some(Box::pin(parts)))
+            }
+            Ok(Err(status)) if status.code() == Code::NotFound => Ok(None),
+            Ok(Err(status)) => Err(silent(status.message().to_owned())),
+            Err(_) => Err(silent(format!("not within {LOG_LIMIT:?}"))),
+        }
+    }
+
+    fn client(&self, node: NodeId) -> HostClient<InterceptedService<Channel, ToNode>> {
+        HostClient::with_interceptor(self.channels.to(node, Purpose::Machines), self.channels.route(node))
+    }
+
     async fn ask(&self, node: NodeId) -> Result<Arc<Seen>, NoSight> {
         let silent = |why: String| NoSight { node, why };
-        let channel = self.channels.to(node, Purpose::Machines);
-        let mut client = HostClient::with_interceptor(channel, self.channels.route(node));
-        match tokio::time::timeout(LIMIT, client.look(LookRequest {})).await {
+        match tokio::time::timeout(LIMIT, self.client(node).look(LookRequest {})).await {
             Ok(Ok(seen)) => Ok(Arc::new(seen.into_inner())),
             Ok(Err(status)) => Err(silent(status.message().to_owned())),
             Err(_) => Err(silent(format!("not within {LIMIT:?}"))),

@@ -1,9 +1,11 @@
 //! The machine of a node, as a value: its GPUs, its runtimes, what it serves; supervised for as long as the node runs.
 
 mod ask;
+mod logs;
 mod service;
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,12 +17,17 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use ask::{Hosts, NoSight};
+pub use logs::Parts;
 
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
+use crate::logs::{LogBounds, LogStore};
 use crate::runtime::process::{ProcessOptions, ProcessRuntime, Program, UserName};
 use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind};
 use crate::serving::Serving;
-use crate::supervisor::{Observed, Tools, supervise};
+use crate::supervisor::{Ledger, Observed, Tools, supervise};
+
+/// The directory of logs in the data directory.
+const LOGS: &str = "engine-logs";
 
 /// What a node's configuration says of its machine.
 #[derive(Clone, Debug)]
@@ -45,17 +52,24 @@ pub struct Host {
     inventory: Vec<Arc<Gpu>>,
     serving: Arc<Serving>,
     observed: Arc<Observed>,
+    ledger: Arc<Ledger>,
+    logs: Arc<LogStore>,
 }
 
 impl Host {
     /// Looks at the machine. A driver that does not answer is waited for, for a while.
-    pub async fn new(options: HostOptions) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// When the directory for logs can not be made.
+    pub async fn new(options: HostOptions) -> io::Result<Arc<Self>> {
         let gpus = GpuProvider::open(&options.gpus, NvmlOptions::default());
         let inventory = gpus.inventory().await.unwrap_or_else(|why| {
             tracing::info!(%why, "no GPUs");
             Vec::new()
         });
-        Arc::new(Self { options, gpus, inventory, serving: Arc::default(), observed: Arc::default() })
+        let logs = Arc::new(LogStore::open(options.directory.join(LOGS), LogBounds::default())?);
+        let (serving, observed, ledger) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Arc::new(Self { options, gpus, inventory, serving, observed, ledger, logs }))
     }
 
     /// Adds what the machine has to what the node tells the fleet of itself.
@@ -99,6 +113,12 @@ impl Host {
         &self.observed
     }
 
+    /// What its engines have said.
+    #[must_use]
+    pub fn logs(&self) -> &Arc<LogStore> {
+        &self.logs
+    }
+
     /// Its GPUs.
     #[must_use]
     pub fn gpus(&self) -> &GpuProvider {
@@ -126,6 +146,8 @@ impl Host {
             gpus: self.inventory.iter().filter_map(gpu).collect(),
             serving: Arc::clone(&self.serving),
             observed: Arc::clone(&self.observed),
+            ledger: Arc::clone(&self.ledger),
+            logs: Arc::clone(&self.logs),
         };
         let stop = CancellationToken::new();
         let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone()));

@@ -1,7 +1,10 @@
 //! What a host answers other nodes.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::{Stream, StreamExt};
+use muster_cluster::ids::{DeploymentId, PlacementId};
 use muster_cluster::transport::Members;
 use tonic::service::RoutesBuilder;
 use tonic::service::interceptor::InterceptedService;
@@ -11,13 +14,17 @@ use super::Host;
 use crate::runtime::UnitId;
 use crate::supervisor::Observation;
 use crate::wire::host_server::{self, HostServer};
-use crate::wire::{LookRequest, Seen, SeenUnit};
+use crate::wire::{Lines, LogPart, LookRequest, ReadLogRequest, Seen, SeenUnit, TailRequest};
 
 struct HostService(Arc<Host>);
 
 /// Adds the service, for members alone.
 pub(super) fn add(routes: &mut RoutesBuilder, host: Arc<Host>, members: Members) {
     routes.add_service(InterceptedService::new(HostServer::new(HostService(host)), members));
+}
+
+fn placement(deployment: u64, ordinal: u32) -> PlacementId {
+    PlacementId { deployment: DeploymentId(deployment), ordinal }
 }
 
 fn seen(unit: UnitId, seen: Observation) -> SeenUnit {
@@ -49,5 +56,23 @@ impl Host {
 impl host_server::Host for HostService {
     async fn look(&self, _: Request<LookRequest>) -> Result<Response<Seen>, Status> {
         Ok(Response::new(self.0.look()))
+    }
+
+    async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Lines>, Status> {
+        let TailRequest { deployment, ordinal, count } = request.into_inner();
+        let lines = self.0.tail(placement(deployment, ordinal), count as usize).await;
+        let lines = lines.map_err(|error| Status::internal(format!("the log can not be read: {error}")))?;
+        Ok(Response::new(Lines { lines }))
+    }
+
+    type ReadLogStream = Pin<Box<dyn Stream<Item = Result<LogPart, Status>> + Send>>;
+
+    async fn read_log(&self, request: Request<ReadLogRequest>) -> Result<Response<Self::ReadLogStream>, Status> {
+        let ReadLogRequest { deployment, ordinal } = request.into_inner();
+        let unreadable = |error: std::io::Error| Status::internal(format!("the log can not be read: {error}"));
+        let parts = self.0.read_log(placement(deployment, ordinal)).await.map_err(unreadable)?;
+        let parts = parts.ok_or_else(|| Status::not_found("there is no log"))?;
+        let parts = parts.map(move |part| part.map(|bytes| LogPart { bytes }).map_err(unreadable));
+        Ok(Response::new(Box::pin(parts)))
     }
 }

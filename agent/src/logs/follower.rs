@@ -29,10 +29,15 @@ pub struct Follower {
 
 impl Follower {
     /// Begins to follow. What is in the unit's log already is not added again; with a log of another unit a new run begins.
-    /// Must be called within a tokio runtime.
+    /// Whoever listens gets each line that is new in the log. Must be called within a tokio runtime.
     #[must_use]
-    pub fn start(runtime: Arc<dyn Runtime>, store: Arc<LogStore>, unit: UnitId) -> Self {
-        Self { task: AbortOnDropHandle::new(tokio::spawn(follow(runtime, store, unit))) }
+    pub fn start(
+        runtime: Arc<dyn Runtime>,
+        store: Arc<LogStore>,
+        unit: UnitId,
+        listener: Option<mpsc::Sender<Line>>,
+    ) -> Self {
+        Self { task: AbortOnDropHandle::new(tokio::spawn(follow(runtime, store, unit, listener))) }
     }
 
     /// Waits until the unit has ended and all that it said is in its log.
@@ -42,10 +47,10 @@ impl Follower {
     }
 }
 
-async fn follow(runtime: Arc<dyn Runtime>, store: Arc<LogStore>, unit: UnitId) {
+async fn follow(runtime: Arc<dyn Runtime>, store: Arc<LogStore>, unit: UnitId, listener: Option<mpsc::Sender<Line>>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let (attached, came) = attach(&*runtime, &store, unit).await;
+        let (attached, came) = attach(&*runtime, &store, unit, listener.as_ref()).await;
         match attached {
             Ok(true) => break,
             Ok(false) => {}
@@ -69,7 +74,12 @@ enum Broken {
 }
 
 /// Follows for as long as runtime and disk allow. Says whether the unit has ended, and whether any lines came.
-async fn attach(runtime: &dyn Runtime, store: &Arc<LogStore>, unit: UnitId) -> (Result<bool, Broken>, bool) {
+async fn attach(
+    runtime: &dyn Runtime,
+    store: &Arc<LogStore>,
+    unit: UnitId,
+    listener: Option<&mpsc::Sender<Line>>,
+) -> (Result<bool, Broken>, bool) {
     let attaching = Arc::clone(store);
     let since = match blocking(move || attaching.attach(unit)).await {
         Ok(since) => since,
@@ -78,7 +88,8 @@ async fn attach(runtime: &dyn Runtime, store: &Arc<LogStore>, unit: UnitId) -> (
     let (sender, lines) = mpsc::channel(IN_FLIGHT);
     let mut came = false;
     let (followed, kept) =
-        futures_util::future::join(runtime.follow(unit, since, sender), keep(store, unit, lines, &mut came)).await;
+        futures_util::future::join(runtime.follow(unit, since, sender), keep(store, unit, lines, listener, &mut came))
+            .await;
     let ended = match (followed, kept) {
         (_, Err(error)) => Err(error.into()),
         (Err(RuntimeError::NotFound(_)), Ok(())) => Ok(true),
@@ -91,7 +102,13 @@ async fn attach(runtime: &dyn Runtime, store: &Arc<LogStore>, unit: UnitId) -> (
     (ended, came)
 }
 
-async fn keep(store: &Arc<LogStore>, unit: UnitId, mut lines: mpsc::Receiver<Line>, came: &mut bool) -> io::Result<()> {
+async fn keep(
+    store: &Arc<LogStore>,
+    unit: UnitId,
+    mut lines: mpsc::Receiver<Line>,
+    listener: Option<&mpsc::Sender<Line>>,
+    came: &mut bool,
+) -> io::Result<()> {
     loop {
         let mut batch = Vec::with_capacity(IN_FLIGHT);
         if lines.recv_many(&mut batch, IN_FLIGHT).await == 0 {
@@ -99,7 +116,15 @@ async fn keep(store: &Arc<LogStore>, unit: UnitId, mut lines: mpsc::Receiver<Lin
         }
         *came = true;
         let store = Arc::clone(store);
-        blocking(move || store.append(unit, &batch)).await?;
+        let batch = blocking(move || store.append(unit, &batch).map(|()| batch)).await?;
+        if let Some(listener) = listener {
+            for line in batch {
+                // Whoever has stopped listening misses nothing: it is in the log.
+                if listener.send(line).await.is_err() {
+                    break;
+                }
+            }
+        }
     }
 }
 

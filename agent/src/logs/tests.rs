@@ -355,7 +355,7 @@ async fn a_follower_comes_back_until_the_unit_has_ended_and_adds_each_line_once(
     let parts = [vec![one.clone()], vec![one, two.clone()], vec![], vec![two, three]];
     let teller = Teller::new(parts);
     let runtime: Arc<dyn Runtime> = teller.clone();
-    Follower::start(runtime, Arc::clone(&store), unit(1)).finished().await;
+    Follower::start(runtime, Arc::clone(&store), unit(1), None).finished().await;
     assert_eq!(*teller.attached.borrow(), 4);
     assert_eq!(content(&store), "[2026-01-01 00:00:01] one\n[2026-01-01 00:00:02] two\n[2026-01-01 00:00:02] three\n");
     assert!(store.writers().is_empty());
@@ -369,7 +369,7 @@ async fn a_follower_ends_with_its_owner() {
     let mut attached = teller.attached.subscribe();
     let runtime: Arc<dyn Runtime> = teller;
     let weak = Arc::downgrade(&runtime);
-    let follower = Follower::start(runtime, store, unit(1));
+    let follower = Follower::start(runtime, store, unit(1), None);
     attached.wait_for(|attached| *attached > 0).await.unwrap();
     assert!(weak.upgrade().is_some());
     drop(follower);

@@ -11,9 +11,10 @@ use super::order::{Order, failure};
 use super::reporter::Reporter;
 use super::{PAUSE, Tools, Wish};
 use crate::engine::health::{Change, Health, Monitor, Patience, Probe};
-use crate::engine::metrics::UsageMeter;
+use crate::engine::metrics::{Tally, Totals, UsageMeter};
 use crate::engine::restarts::{Next, Restarts, given_up};
-use crate::runtime::{Endpoint, Found, Line, Progress, Runtime, RuntimeError, UnitId, UnitState};
+use crate::logs::Follower;
+use crate::runtime::{Endpoint, Found, Progress, Runtime, RuntimeError, UnitId, UnitState};
 
 /// How long requests that are under way get to finish when an engine is to end.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -30,6 +31,9 @@ const SAMPLE: Duration = Duration::from_secs(5);
 
 /// How long a wait for a runtime that does not answer becomes at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long the last lines of an engine that has ended may take to come.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// How many lines of an engine wait to be looked at.
 const LINES: usize = 256;
@@ -54,7 +58,7 @@ pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Recei
         }
     };
     let Some(runtime) = tools.runtimes.get(&order.runtime).cloned() else { return };
-    let keeper = Keeper { tools: &tools, unit, order: &order, runtime: runtime.as_ref() };
+    let keeper = Keeper { tools: &tools, unit, order: &order, runtime: &runtime };
     let reporter = Reporter::new(&tools, unit);
     let limit = tools.failure_limit(order.spec.max_failed_restarts);
     let mut restarts = Restarts::default();
@@ -129,7 +133,7 @@ struct Keeper<'a> {
     tools: &'a Arc<Tools>,
     unit: UnitId,
     order: &'a Order,
-    runtime: &'a dyn Runtime,
+    runtime: &'a Arc<dyn Runtime>,
 }
 
 impl Keeper<'_> {
@@ -174,6 +178,7 @@ impl Keeper<'_> {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         self.tools.observed.forget(self.unit);
+        self.tools.ledger.close(self.unit.placement);
     }
 
     /// One life of the engine: found or launched, and watched until it is over.
@@ -214,6 +219,7 @@ impl Keeper<'_> {
 
     async fn launch(&self) -> Result<(Endpoint, String), Over> {
         self.say("starting");
+        self.begin_log().await;
         let place = self.runtime.place(self.unit).await.map_err(|error| not_launched(&error))?;
         let launch = self.order.launch(self.unit, &place.inside);
         let launch = launch.map_err(|failure| Over { failure, ready_for: None, hopeless: true })?;
@@ -254,19 +260,23 @@ impl Keeper<'_> {
         let mut monitor = Monitor::new(self.order.engine, Patience::default(), Instant::now());
         let limit = self.tools.start_limit();
         let (to_lines, mut lines) = mpsc::channel(LINES);
-        let mut following = std::pin::pin!(self.follow(to_lines));
+        let (runtime, logs) = (Arc::clone(self.runtime), Arc::clone(&self.tools.logs));
+        let _following = Follower::start(runtime, logs, self.unit, Some(to_lines));
         let mut ending = std::pin::pin!(self.exit());
         let mut probing = std::pin::pin!(self.probe(Duration::ZERO, &endpoint));
-        let mut sampling = std::pin::pin!(self.sample(&endpoint));
+        let mut sampling = std::pin::pin!(self.sample(&endpoint, adopted));
         let mut first = adopted;
         loop {
             tokio::select! {
                 exit = &mut ending => {
                     let ready_for = monitor.ready_for(Instant::now());
-                    // What it has said last says why.
-                    while let Ok(line) = lines.try_recv() {
-                        monitor.line(&line.text);
-                    }
+                    // What it has said last says why. The follower ends with the unit.
+                    let last_words = async {
+                        while let Some(line) = lines.recv().await {
+                            monitor.line(&line.text);
+                        }
+                    };
+                    let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
                     let ended = monitor.ended(exit);
                     let code = ended.class.map_or("exited", |class| class.name());
                     return Over { ready_for, ..over(code, ended.to_string()) };
@@ -306,7 +316,6 @@ impl Keeper<'_> {
                     probing.set(self.probe(pause, &endpoint));
                 }
                 () = &mut sampling => {}
-                () = &mut following => {}
             }
         }
     }
@@ -317,30 +326,37 @@ impl Keeper<'_> {
     }
 
     /// Reads what the engine counts, again and again. It never returns.
-    async fn sample(&self, endpoint: &Endpoint) {
+    async fn sample(&self, endpoint: &Endpoint, adopted: bool) {
         let mut meter = UsageMeter::default();
+        let mut totals = if adopted { Totals::resumed(&self.stored()) } else { Totals::fresh() };
         loop {
             tokio::time::sleep(SAMPLE).await;
             let ready = self.tools.serving.find(self.unit.placement, self.unit.epoch).is_some();
-            if ready
-                && let Ok(sample) = self.order.engine.sample(endpoint).await
-                && let Some(usage) = meter.observe(Instant::now(), &sample)
-            {
+            if !ready {
+                continue;
+            }
+            let Ok(sample) = self.order.engine.sample(endpoint).await else { continue };
+            let usage = meter.observe(Instant::now(), &sample);
+            self.tools.ledger.add(self.unit.placement, &totals.fold(&sample), usage);
+            if let Some(usage) = usage {
                 self.tools.observed.note(self.unit, |seen| seen.usage = usage);
             }
         }
     }
 
-    /// Hands on what the engine says. It never returns.
-    async fn follow(&self, lines: mpsc::Sender<Line>) {
-        let mut since = None;
-        loop {
-            let begun = std::time::SystemTime::now();
-            if let Err(error) = self.runtime.follow(self.unit, since, lines.clone()).await {
-                tracing::debug!(unit = %self.unit, %error, "what an engine says can not be read");
-            }
-            since = Some(begun);
-            tokio::time::sleep(PAUSE).await;
+    /// What the fleet knows that this placement has done.
+    fn stored(&self) -> Tally {
+        let done = self.tools.consensus.local().done(self.unit.placement.deployment).unwrap_or_default().totals;
+        Tally { prompt_tokens: done.prompt_tokens, generation_tokens: done.completion_tokens, requests: done.requests }
+    }
+
+    /// Begins a new log: what is said from now on is of another engine.
+    async fn begin_log(&self) {
+        let (logs, unit) = (Arc::clone(&self.tools.logs), self.unit);
+        match tokio::task::spawn_blocking(move || logs.begin(unit)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%unit, %error, "an engine has no log"),
+            Err(error) => tracing::error!(%unit, %error, "beginning a log has failed"),
         }
     }
 

@@ -5,6 +5,7 @@
 //! ends leaves every engine running; the next one finds them again.
 
 mod keeper;
+mod ledger;
 mod observed;
 mod order;
 mod reporter;
@@ -24,9 +25,11 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use ledger::Ledger;
 pub use observed::{Observation, Observed};
 
 use crate::engine::restarts::DEFAULT_LIMIT;
+use crate::logs::LogStore;
 use crate::runtime::{GpuRef, Runtime, RuntimeKind, UnitId};
 use crate::serving::Serving;
 
@@ -49,6 +52,8 @@ pub(crate) struct Tools {
     pub gpus: Vec<GpuRef>,
     pub serving: Arc<Serving>,
     pub observed: Arc<Observed>,
+    pub ledger: Arc<Ledger>,
+    pub logs: Arc<LogStore>,
 }
 
 impl Tools {
@@ -147,6 +152,8 @@ pub(crate) async fn supervise(tools: Arc<Tools>, stop: CancellationToken) {
     let published = Arc::clone(tools.consensus.published());
     let strays = strays::look(Arc::clone(&tools));
     let mut strays = std::pin::pin!(strays);
+    let telling = Arc::clone(&tools);
+    let mut telling = std::pin::pin!(ledger::keep_telling(&telling));
     let mut supervisor = Supervisor { tools, keepers: HashMap::new(), tasks: JoinSet::new() };
     let mut changes = published.changes(published.view().index());
     loop {
@@ -159,6 +166,7 @@ pub(crate) async fn supervise(tools: Arc<Tools>, stop: CancellationToken) {
             Some(ended) = supervisor.tasks.join_next() => supervisor.ended(ended),
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             () = &mut strays => return,
+            () = &mut telling => return,
         }
     }
 }

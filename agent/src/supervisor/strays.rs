@@ -4,7 +4,7 @@
 //! was deleted while it ran, or the fleet was restored from an older snapshot: it is left alone, and never taken over.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::Tools;
 use crate::runtime::{Found, Runtime};
@@ -32,7 +32,18 @@ pub(super) async fn look(tools: Arc<Tools>) {
                 Err(error) => tracing::debug!(runtime = %runtime.kind(), %error, "what runs here is not known"),
             }
         }
+        sweep(&tools).await;
         tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// Removes logs that are kept no longer.
+async fn sweep(tools: &Tools) {
+    let logs = Arc::clone(&tools.logs);
+    match tokio::task::spawn_blocking(move || logs.sweep(SystemTime::now())).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "old logs of engines are not removed"),
+        Err(error) => tracing::error!(%error, "removing old logs of engines has failed"),
     }
 }
 

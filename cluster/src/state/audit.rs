@@ -14,7 +14,11 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
     let action = match body {
         Body::Bootstrap(_) => "fleet.bootstrap",
         Body::TakeOffice(_) => "office.take",
-        Body::Sweep(_) | Body::ReportNode(_) | Body::RecordUse(_) | Body::ReportPlacement(_) => return None,
+        Body::Sweep(_)
+        | Body::ReportNode(_)
+        | Body::RecordUse(_)
+        | Body::RecordTotals(_)
+        | Body::ReportPlacement(_) => return None,
         Body::RegisterNode(_) => "node.join",
         Body::RemoveNode(_) => "node.evict",
         Body::PreferVoter(_) => "node.prefer_voter",

@@ -39,6 +39,7 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::PinDeployment(_)
         | Body::ReportPlacement(_)
         | Body::ExpireDeployment(_)
+        | Body::RecordTotals(_)
         | Body::RecordUse(_)
         | Body::CreateConfig(_)
         | Body::DeleteConfig(_) => 1,

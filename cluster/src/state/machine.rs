@@ -6,7 +6,8 @@ use prost::Message;
 use super::step::{Damaged, Step, Stop};
 use super::tables::Tables;
 use super::{
-    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, placements, retention, settings,
+    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, placements, retention,
+    settings, totals,
 };
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
@@ -111,6 +112,10 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
         Body::ExtendDeployment(command) => Outcome::Deployment(deployments::extend(step, command)?),
         Body::PinDeployment(command) => Outcome::Deployment(deployments::pin(step, command)?),
         Body::ExpireDeployment(command) => Outcome::Deployment(deployments::expire(step, command)?),
+        Body::RecordTotals(command) => {
+            totals::record(step, command)?;
+            nothing
+        }
         Body::ReportPlacement(command) => {
             placements::report(step, command)?;
             nothing

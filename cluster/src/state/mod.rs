@@ -16,6 +16,7 @@ mod retention;
 mod settings;
 mod step;
 mod tables;
+mod totals;
 mod view;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use retention::SWEEP_LIMIT;
 pub use settings::changed as changed_settings;
 pub use step::{Damaged, Row, Stored};
 pub use tables::{Change, Fingerprint, Mark, Record, RecordKey, TableId, Tables};
+pub use totals::{Done, TOTALS_AT_ONCE};
 pub use view::View;
 
 use crate::storage::LogId;

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::deployments::existing;
 use super::names;
 use super::step::{Damaged, Row, Step, Stop, Stored, decode, refused};
+use super::totals;
 use super::view::View;
 use crate::ids::{DeploymentId, NodeId, PlacementEpoch, PlacementId};
 use crate::rows::report_placement::Event;
@@ -21,7 +22,7 @@ use crate::rows::{
 /// The whole of a GPU, in millionths.
 const WHOLE: u32 = 1_000_000;
 
-fn key(deployment: u64, ordinal: u32) -> Vec<u8> {
+pub(super) fn key(deployment: u64, ordinal: u32) -> Vec<u8> {
     [deployment.to_be_bytes().as_slice(), &ordinal.to_be_bytes()].concat()
 }
 
@@ -309,6 +310,7 @@ pub(super) fn forget(step: &mut Step<'_>, deployment: &Deployment) -> Result<(),
         step.remove::<Reservation>(reservation_key(node, placement.deployment, placement.ordinal));
         step.remove::<Placement>(key(placement.deployment, placement.ordinal));
     }
+    totals::forget(step, deployment.id);
     release_names(step, deployment)
 }
 

@@ -68,6 +68,8 @@ tables! {
     Reservation = 32,
     /// By the SHA-256 of the model's name, and deployment.
     ModelAlias = 33,
+    /// By deployment and ordinal.
+    DeploymentTotals = 34,
 }
 
 /// The longest row, in bytes as encoded.

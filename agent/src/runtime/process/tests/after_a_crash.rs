@@ -228,14 +228,14 @@ async fn a_log_has_each_line_once_however_often_muster_is_restarted() {
     let mut before = 0;
     for _ in 0..5 {
         let (runtime, store) = (machine.runtime(), open());
-        let follower = Follower::start(Arc::new(runtime.clone()), Arc::clone(&store), unit);
+        let follower = Follower::start(Arc::new(runtime.clone()), Arc::clone(&store), unit, None);
         until("more lines", || lines().len() > before).await;
         drop(follower);
         // What was under way in the threads ends with a process, and here by itself.
         until("its end", || Arc::strong_count(&runtime.life) == 1 && Arc::strong_count(&store) == 1).await;
         before = lines().len().min(1500);
     }
-    timeout(LIMIT, Follower::start(Arc::new(machine.runtime()), open(), unit).finished()).await.unwrap();
+    timeout(LIMIT, Follower::start(Arc::new(machine.runtime()), open(), unit, None).finished()).await.unwrap();
     let mut text = String::new();
     io::Read::read_to_string(&mut open().download(unit.placement).unwrap().unwrap(), &mut text).unwrap();
     let said: Vec<&str> = text.lines().map(|line| &line[22..]).collect();
