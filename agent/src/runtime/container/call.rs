@@ -36,7 +36,12 @@ pub(super) enum CallError {
 impl CallError {
     /// Whether the daemon says that there is no such thing.
     pub(super) fn is_missing(&self) -> bool {
-        matches!(self, Self::Refused { status: 404, .. })
+        match self {
+            // Podman says it like this of a container that goes while it is asked about.
+            Self::Refused { message, .. } if message.contains("no such container") => true,
+            Self::Refused { status, .. } => *status == 404,
+            _ => false,
+        }
     }
 
     /// Whether the daemon says that something is in the way.

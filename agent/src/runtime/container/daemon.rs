@@ -41,6 +41,7 @@ struct Found {
 #[derive(Clone)]
 pub(super) struct Client {
     pub(super) docker: Docker,
+    pub(super) socket: Arc<Path>,
     pub(super) facts: Arc<Facts>,
     /// As what it is configured, for messages.
     pub(super) configured: Flavour,
@@ -120,7 +121,12 @@ impl Daemon {
         for socket in &self.sockets {
             match connect(socket).await {
                 Ok((docker, facts)) => {
-                    return Ok(Client { docker, facts: Arc::new(facts), configured: self.configured });
+                    return Ok(Client {
+                        docker,
+                        socket: Arc::from(socket.as_path()),
+                        facts: Arc::new(facts),
+                        configured: self.configured,
+                    });
                 }
                 Err(why) => reasons.push(format!("{}: {why}", socket.display())),
             }

@@ -9,7 +9,7 @@ use super::create::{Surroundings, body, without_secrets};
 use super::daemon::Client;
 use super::images::{self, Reference};
 use super::place::Listen;
-use super::{ContainerRuntime, gpu, labels, network, units};
+use super::{ContainerRuntime, ask, gpu, labels, network, units};
 use crate::runtime::{Endpoint, Launch, Launched, Progress, RuntimeError, UnitState};
 
 impl ContainerRuntime {
@@ -71,9 +71,8 @@ impl ContainerRuntime {
         let owner = &self.places.owner;
         let mut found = None;
         for id in units::of_unit(client, owner, launch.unit).await.map_err(failed)? {
-            let Some(details) = units::inspect(client, &id).await.map_err(failed)? else { continue };
-            let labels = details.config.as_ref().and_then(|config| config.labels.as_ref());
-            let marks = labels.and_then(|labels| labels::read(owner, labels));
+            let Some(details) = ask::inspect(client, &id).await.map_err(failed)? else { continue };
+            let marks = details.labels().and_then(|labels| labels::read(owner, labels));
             let as_wanted = marks.is_some_and(|marks| marks.spec_hash == launch.spec_hash);
             match units::state(&details, &self.places, launch.unit) {
                 UnitState::Running(endpoint) if as_wanted && found.is_none() => {
@@ -111,7 +110,7 @@ impl ContainerRuntime {
         if self.places.listen == Listen::Socket {
             return Ok(Endpoint::Unix(self.places.socket(launch.unit)));
         }
-        let details = units::inspect(client, id).await.map_err(|error| client.failed(error))?;
+        let details = ask::inspect(client, id).await.map_err(|error| client.failed(error))?;
         details
             .and_then(|details| units::endpoint(&details))
             .ok_or_else(|| RuntimeError::Start("it ended at once, before it had a port".to_owned()))

@@ -11,6 +11,7 @@
 //! Requests and answers hold values of the environment. The client of the API writes them to the `log` crate at debug and
 //! trace, which nothing in this program listens to; it must stay so.
 
+mod ask;
 mod call;
 mod create;
 mod daemon;
@@ -155,9 +156,9 @@ impl ContainerRuntime {
     pub async fn remove_stray(&self, stray: &Stray, grace: Duration) -> Result<(), RuntimeError> {
         let client = self.daemon.client().await?;
         let failed = |error: CallError| client.failed(error);
-        let Some(details) = units::inspect(&client, &stray.id).await.map_err(failed)? else { return Ok(()) };
-        let labels = details.config.and_then(|config| config.labels).unwrap_or_default();
-        if labels::is_of_anybody(&labels) && !labels::is_of(&self.places.owner, &labels) {
+        let Some(details) = ask::inspect(&client, &stray.id).await.map_err(failed)? else { return Ok(()) };
+        let foreign = |labels| labels::is_of_anybody(labels) && !labels::is_of(&self.places.owner, labels);
+        if details.labels().is_some_and(foreign) {
             let why = format!("the container {} belongs to another fleet or node", stray.name);
             return Err(RuntimeError::Unsuitable(why));
         }

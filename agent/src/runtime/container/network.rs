@@ -46,10 +46,10 @@ pub(super) async fn ensure(client: &Client, fleet: FleetId) -> Result<String, Ca
     let Some(first) = networks.first() else {
         return Err(CallError::Odd(format!("there is a network {name}, and it is not this fleet's")));
     };
-    if let Some(made) = made.filter(|made| first.id.as_deref() != Some(made)) {
-        if let Err(error) = client.short(client.docker.remove_network(&made)).await {
-            warn!(network = made, %error, "a second network of this fleet could not be removed");
-        }
+    if let Some(made) = made.filter(|made| first.id.as_deref() != Some(made))
+        && let Err(error) = client.short(client.docker.remove_network(&made)).await
+    {
+        warn!(network = made, %error, "a second network of this fleet could not be removed");
     }
     Ok(handle(client, first))
 }

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use bollard::models::ContainerSummary;
-
+use super::ask::{self, Listed};
 use super::call::CallError;
 use super::daemon::Client;
 use super::images::{self, Family};
-use super::{labels, units};
+use super::labels;
 use crate::runtime::{Owner, UnitId};
 
 /// A container that nobody here keeps.
@@ -34,7 +33,7 @@ pub(super) async fn find(
     family: &Family,
 ) -> Result<Vec<Stray>, CallError> {
     let images = images::held(client, family).await?.into_iter().map(|image| image.id).collect();
-    let containers = units::containers(client, HashMap::new()).await?;
+    let containers = ask::list(client, &HashMap::new()).await?;
     Ok(containers.into_iter().filter_map(|container| stray(owner, known, family, &images, container)).collect())
 }
 
@@ -43,7 +42,7 @@ fn stray(
     known: &BTreeSet<UnitId>,
     family: &Family,
     images: &HashSet<String>,
-    container: ContainerSummary,
+    container: Listed,
 ) -> Option<Stray> {
     let labels = container.labels.unwrap_or_default();
     let image = container.image.unwrap_or_default();
@@ -57,10 +56,10 @@ fn stray(
         family.has(&image) || id.is_some_and(|id| images.contains(&id))
     };
     is_stray.then(|| Stray {
-        id: container.id.unwrap_or_default(),
+        id: container.id,
         name: container.names.unwrap_or_default().first().map_or("", |name| name.trim_start_matches('/')).to_owned(),
         image,
-        state: container.state.map(|state| state.to_string()).unwrap_or_default(),
+        state: container.state.unwrap_or_default(),
         unit,
     })
 }
@@ -70,9 +69,9 @@ mod tests {
     use super::super::testing;
     use super::*;
 
-    fn container(image: &str, labels: HashMap<String, String>) -> ContainerSummary {
-        ContainerSummary {
-            id: Some("c".to_owned()),
+    fn container(image: &str, labels: HashMap<String, String>) -> Listed {
+        Listed {
+            id: "c".to_owned(),
             names: Some(vec!["/n".to_owned()]),
             image: Some(image.to_owned()),
             image_id: Some("aa".to_owned()),

@@ -351,12 +351,13 @@ async fn an_image_with_packages_is_built_once_for_each_base() {
 async fn a_container_whose_labels_were_changed_is_not_a_unit() {
     let owner = testing::owner(7);
     let mut labels = labels::written(&owner, &testing::launch(testing::unit(1, 0, 5), "x"));
-    let whole = json!({"Id": "good", "Image": "x", "ImageID": "sha256:11", "State": "exited", "Labels": labels});
+    let whole = json!({"Id": "good", "Image": "x", "ImageID": "sha256:11", "State": "stopped", "Labels": labels});
     labels.insert("muster.epoch".to_owned(), "none".to_owned());
     let changed = json!({"Id": "bad", "Image": "x", "ImageID": "sha256:11", "State": "running", "Labels": labels});
+    // A state that Docker has not: the list is read all the same.
     let details = json!({
         "Id": "good", "Image": "sha256:11", "Config": {"Image": "x"},
-        "State": {"Status": "exited", "Running": false, "ExitCode": 137, "OOMKilled": true, "StartedAt": "2026-01-01T00:00:00Z"}
+        "State": {"Status": "stopped", "Running": false, "ExitCode": 137, "OOMKilled": true, "StartedAt": "2026-01-01T00:00:00Z"}
     });
     let recorded = Recorded::new(&[
         ("GET /version", 200, DOCKER_20),

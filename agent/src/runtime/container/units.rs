@@ -5,13 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::time::Duration;
 
-use bollard::models::{ContainerInspectResponse, ContainerState, ContainerSummary};
-use bollard::query_parameters::{
-    ListContainersOptions, RemoveContainerOptions, StopContainerOptions, WaitContainerOptions,
-};
+use bollard::query_parameters::{RemoveContainerOptions, StopContainerOptions, WaitContainerOptions};
 use futures_util::StreamExt;
 use tracing::warn;
 
+use super::ask::{self, Details, State, inspect};
 use super::call::{CallError, within};
 use super::daemon::{Client, SHORT};
 use super::images;
@@ -31,11 +29,11 @@ const REMOVAL: Duration = Duration::from_secs(30);
 
 /// All containers of this fleet and node, running or not.
 pub(super) async fn list(client: &Client, owner: &Owner, places: &Places) -> Result<Vec<Found>, CallError> {
-    let containers = containers(client, labels::units_of(owner)).await?;
+    let containers = ask::list(client, &labels::units_of(owner)).await?;
     let mut digests: HashMap<String, Option<String>> = HashMap::new();
     let mut units = Vec::with_capacity(containers.len());
     for container in containers {
-        let Some(id) = container.id else { continue };
+        let id = container.id;
         let Some(marks) = labels::read(owner, &container.labels.unwrap_or_default()) else {
             warn!(container = id, "a container has labels of this node that can not be read, and is left alone");
             continue;
@@ -62,24 +60,16 @@ pub(super) async fn list(client: &Client, owner: &Owner, places: &Places) -> Res
 
 /// The containers of one unit. There is one at most, unless somebody copied its labels.
 pub(super) async fn of_unit(client: &Client, owner: &Owner, unit: UnitId) -> Result<Vec<String>, CallError> {
-    let containers = containers(client, labels::unit_of(owner, unit)).await?;
+    let containers = ask::list(client, &labels::unit_of(owner, unit)).await?;
     let ours = containers.into_iter().filter(|container| {
         let marks = container.labels.as_ref().and_then(|labels| labels::read(owner, labels));
         marks.is_some_and(|marks| marks.unit == unit)
     });
-    Ok(ours.filter_map(|container| container.id).collect())
-}
-
-pub(super) async fn inspect(client: &Client, id: &str) -> Result<Option<ContainerInspectResponse>, CallError> {
-    match client.short(client.docker.inspect_container(id, None)).await {
-        Ok(details) => Ok(Some(details)),
-        Err(error) if error.is_missing() => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(ours.map(|container| container.id).collect())
 }
 
 /// Whether a container runs, and where its engine listens or how it ended.
-pub(super) fn state(details: &ContainerInspectResponse, places: &Places, unit: UnitId) -> UnitState {
+pub(super) fn state(details: &Details, places: &Places, unit: UnitId) -> UnitState {
     let state = details.state.as_ref();
     if state.is_some_and(runs) {
         return UnitState::Running(endpoint(details).unwrap_or_else(|| Endpoint::Unix(places.socket(unit))));
@@ -88,7 +78,7 @@ pub(super) fn state(details: &ContainerInspectResponse, places: &Places, unit: U
 }
 
 /// The port on loopback that a container's engine is published at, if it is.
-pub(super) fn endpoint(details: &ContainerInspectResponse) -> Option<Endpoint> {
+pub(super) fn endpoint(details: &Details) -> Option<Endpoint> {
     let ports = details.network_settings.as_ref()?.ports.as_ref()?;
     let bindings = ports.get(&format!("{PORT}/tcp"))?.as_ref()?;
     let port = bindings.iter().find_map(|binding| binding.host_port.as_ref()?.parse().ok())?;
@@ -97,15 +87,15 @@ pub(super) fn endpoint(details: &ContainerInspectResponse) -> Option<Endpoint> {
 
 const UNSEEN: Exit = Exit { code: None, signal: None, out_of_memory: false };
 
-fn runs(state: &ContainerState) -> bool {
-    state.running.unwrap_or(false) || state.paused.unwrap_or(false) || state.restarting.unwrap_or(false)
+fn runs(state: &State) -> bool {
+    state.running || state.paused || state.restarting
 }
 
 /// How a container ended. One that was created and never started has ended, and nobody knows how.
-fn exit(state: &ContainerState) -> Exit {
+fn exit(state: &State) -> Exit {
     let started = state.started_at.as_deref().is_some_and(|at| !at.is_empty() && !at.starts_with("0001-"));
     let code = state.exit_code.and_then(|code| i32::try_from(code).ok()).filter(|_| started);
-    Exit { code, signal: code.and_then(signal), out_of_memory: state.oom_killed.unwrap_or(false) }
+    Exit { code, signal: code.and_then(signal), out_of_memory: state.oom_killed }
 }
 
 /// The signal that the first process of a container reports as its exit code when it, or what it looks after, was ended by one.
@@ -156,7 +146,7 @@ pub(super) async fn stop(client: &Client, id: &str, grace: Duration) -> Result<(
     let Some(details) = inspect(client, id).await? else { return Ok(()) };
     let state = details.state.unwrap_or_default();
     // A daemon of a virtual machine has other numbers. Only what is in the container's own control group is believed.
-    let root = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1);
+    let root = i32::try_from(state.pid).ok().filter(|pid| *pid > 1);
     let in_group = outlived::of_container(id).await;
     let mut processes = match root {
         Some(root) if in_group.iter().any(|process| process.pid == root) => outlived::tree(root).await,
@@ -208,15 +198,6 @@ async fn removed(client: &Client, id: &str, error: CallError) -> Result<(), Call
     Err(error)
 }
 
-pub(super) async fn containers(
-    client: &Client,
-    filters: HashMap<String, Vec<String>>,
-) -> Result<Vec<ContainerSummary>, CallError> {
-    let filters = (!filters.is_empty()).then_some(filters);
-    let options = ListContainersOptions { all: true, limit: None, size: false, filters };
-    client.short(client.docker.list_containers(Some(options))).await
-}
-
 async fn digest(client: &Client, image: &str, asked_as: Option<&str>) -> Result<Option<String>, CallError> {
     let details = if image.is_empty() { None } else { images::inspect(client, image).await? };
     let digest = details.and_then(|details| images::digest(&details, asked_as));
@@ -228,11 +209,10 @@ async fn digest(client: &Client, image: &str, asked_as: Option<&str>) -> Result<
 mod tests {
     use super::*;
 
-    fn ended_with(code: i64, out_of_memory: bool) -> ContainerState {
-        ContainerState {
-            running: Some(false),
+    fn ended_with(code: i64, out_of_memory: bool) -> State {
+        State {
             exit_code: Some(code),
-            oom_killed: Some(out_of_memory),
+            oom_killed: out_of_memory,
             started_at: Some("2026-01-01T00:00:00Z".to_owned()),
             ..Default::default()
         }
@@ -246,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_container_that_never_started_has_no_code() {
-        let state = ContainerState { started_at: Some("0001-01-01T00:00:00Z".to_owned()), ..ended_with(0, false) };
+        let state = State { started_at: Some("0001-01-01T00:00:00Z".to_owned()), ..ended_with(0, false) };
         assert_eq!(exit(&state), UNSEEN);
     }
 }

@@ -38,16 +38,10 @@ pub(super) async fn copy(
         let mut names = Vec::new();
         while let Some(message) = messages.next().await {
             let said = message?.stream.unwrap_or_default();
-            if let Some((_, name)) = said.trim().split_once("Loaded image") {
-                if names.len() < MOST_NAMES {
-                    names.push(
-                        name.trim_start_matches(" ID")
-                            .trim_start_matches("(s)")
-                            .trim_start_matches(':')
-                            .trim()
-                            .to_owned(),
-                    );
-                }
+            // `Loaded image: NAME`, or `Loaded image ID: IDENTITY`.
+            let loaded = said.trim().strip_prefix("Loaded image").and_then(|rest| rest.split_once(": "));
+            if let Some((_, name)) = loaded.filter(|_| names.len() < MOST_NAMES) {
+                names.push(name.to_owned());
             }
         }
         Ok(names)

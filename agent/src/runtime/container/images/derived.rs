@@ -159,6 +159,8 @@ fn recipe(base: &Reference, packages: &[Package]) -> Result<String, String> {
 async fn context(recipe: String, packages: Vec<Package>) -> io::Result<tokio::fs::File> {
     let archive = tokio::task::spawn_blocking(move || {
         let mut archive = tar::Builder::new(tempfile::tempfile()?);
+        // Docker does not read the short form of files with holes.
+        archive.sparse(false);
         let mut header = tar::Header::new_gnu();
         header.set_size(recipe.len() as u64);
         header.set_mode(0o644);

@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bollard::models::{ImageInspect, ImageSummary};
-use bollard::query_parameters::{ListContainersOptions, ListImagesOptions, RemoveImageOptions};
+use bollard::query_parameters::{ListImagesOptions, RemoveImageOptions};
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
+use super::super::ask;
 use super::super::call::CallError;
 use super::super::daemon::Client;
 use super::super::flavour::Flavour;
@@ -144,7 +145,8 @@ pub fn merge(stores: Vec<(Flavour, Vec<HeldImage>)>) -> Vec<MergedImage> {
             });
             entry.size = entry.size.max(image.size);
             for tag in &image.tags {
-                let plain = tag.strip_prefix("docker.io/").unwrap_or(tag);
+                let plain =
+                    ["docker.io/", "localhost/"].iter().find_map(|prefix| tag.strip_prefix(prefix)).unwrap_or(tag);
                 if !entry.tags.iter().any(|known| known == plain) {
                     entry.tags.push(plain.to_owned());
                 }
@@ -157,7 +159,8 @@ pub fn merge(stores: Vec<(Flavour, Vec<HeldImage>)>) -> Vec<MergedImage> {
 
 /// The images of the family in a store, and copies of them that have other names.
 pub(in super::super) async fn held(client: &Client, family: &Family) -> Result<Vec<HeldImage>, CallError> {
-    let options = ListImagesOptions { all: false, digests: true, ..Default::default() };
+    // Digests come with the details: a Podman that is asked to list them answers nothing at all.
+    let options = ListImagesOptions { all: false, ..Default::default() };
     let summaries = client.short(client.docker.list_images(Some(options))).await?;
     let containers = containers_by_image(client).await?;
     let mut held = Vec::new();
@@ -166,7 +169,7 @@ pub(in super::super) async fn held(client: &Client, family: &Family) -> Result<V
         // An image may go between the list and the question.
         let Some(details) = inspect(client, &summary.id).await? else { continue };
         let image = read(&summary, &details, &containers, family);
-        let named = summary.repo_digests.iter().any(|digest| family.has(digest));
+        let named = details.repo_digests.iter().flatten().any(|digest| family.has(digest));
         if !image.tags.is_empty() || image.derived || named {
             family_layers.insert(image.layers.clone());
         }
@@ -244,7 +247,8 @@ fn read(
     let id = identity(&summary.id);
     let layers = details.root_fs.as_ref().and_then(|root| root.layers.as_deref()).unwrap_or_default();
     // Two images of which nothing is known are not therefore the same.
-    let layers = if layers.is_empty() { LayerIdentity::of(&[id.clone()]) } else { LayerIdentity::of(layers) };
+    let layers =
+        if layers.is_empty() { LayerIdentity::of(std::slice::from_ref(&id)) } else { LayerIdentity::of(layers) };
     let named = summary.repo_tags.iter().filter(|tag| !tag.starts_with("<none>"));
     let (tags, foreign_tags) = named.cloned().partition(|tag| family.has(tag));
     HeldImage {
@@ -259,8 +263,7 @@ fn read(
 }
 
 async fn containers_by_image(client: &Client) -> Result<HashMap<String, usize>, CallError> {
-    let options = ListContainersOptions { all: true, ..Default::default() };
-    let containers = client.short(client.docker.list_containers(Some(options))).await?;
+    let containers = ask::list(client, &HashMap::new()).await?;
     let mut counts = HashMap::new();
     for id in containers.into_iter().filter_map(|container| container.image_id) {
         *counts.entry(identity(&id)).or_insert(0) += 1;
