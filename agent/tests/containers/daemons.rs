@@ -11,7 +11,7 @@ use bollard::Docker;
 use bollard::query_parameters::BuildImageOptions;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use muster_agent::runtime::container::{ContainerOptions, ContainerRuntime, Daemon, Flavour, Listen, Reference};
+use muster_agent::runtime::container::{ContainerOptions, ContainerRuntime, Daemon, Flavour, Listen};
 use muster_agent::runtime::{Endpoint, EngineKind, Launch, Launched, Owner, Progress, Runtime, RuntimeError, UnitId};
 use muster_cluster::ids::{DeploymentId, FleetId, NodeId, PlacementEpoch, PlacementId};
 use muster_cluster::sealing::SecretText;
@@ -141,10 +141,6 @@ impl Bench {
 pub fn unit(deployment: u64, epoch: u64) -> UnitId {
     let placement = PlacementId { deployment: DeploymentId(deployment), ordinal: 0 };
     UnitId { placement, epoch: PlacementEpoch(epoch) }
-}
-
-pub fn reference(name: &str) -> Reference {
-    Reference::parse(name).expect("a name")
 }
 
 /// Launches a simulator at its place, and waits until it answers if it is to.

@@ -115,6 +115,64 @@ async fn another_node_and_another_fleet_on_the_same_daemon_neither_see_nor_stop_
 }
 
 #[tokio::test]
+async fn nodes_of_a_fleet_that_start_at_once_share_one_network() {
+    for bench in benches().await {
+        let nodes = [1, 2, 3].map(|node| {
+            let owner = Owner { node: NodeId(node), ..bench.owner };
+            bench.runtime_of(owner, Listen::Socket, None)
+        });
+        let launches =
+            nodes.iter().zip(1..).map(|(runtime, number)| started(runtime, bench.launch(unit(number, 7), &[])));
+        for launched in futures_util::future::join_all(launches).await {
+            answers(&launched.expect("launched").endpoint).await;
+        }
+        let filters = std::collections::HashMap::from([(
+            "label".to_owned(),
+            vec![format!("muster.fleet={}", bench.owner.fleet)],
+        )]);
+        let options = bollard::query_parameters::ListNetworksOptions { filters: Some(filters) };
+        let networks = bench.docker.list_networks(Some(options)).await.expect("networks");
+        assert_eq!(networks.len(), 1, "{}", bench.flavour);
+        for (runtime, number) in nodes.iter().zip(1..) {
+            runtime.stop(unit(number, 7), Duration::from_secs(5)).await.expect("stopped");
+        }
+        bench.clean().await;
+    }
+}
+
+/// Whether something can be reached at an address from within a container's network, or from the machine.
+fn reaches(process: Option<i64>, address: &str) -> bool {
+    let dial = format!("exec 3<>/dev/tcp/{address}/8000");
+    let mut command = Command::new("timeout");
+    command.arg("2");
+    if let Some(process) = process {
+        command.args(["nsenter", &format!("--net=/proc/{process}/ns/net")]);
+    }
+    command.args(["bash", "-c", &dial]).stderr(Stdio::null()).status().expect("a shell").success()
+}
+
+#[tokio::test]
+async fn containers_of_a_fleet_do_not_reach_one_another() {
+    let Some(bench) = bench(Flavour::Docker).await else { return };
+    let runtime = bench.runtime_of(bench.owner, Listen::Loopback, None);
+    let mut processes = Vec::new();
+    let mut addresses = Vec::new();
+    for number in [1, 2] {
+        let launched = started(&runtime, bench.launch(unit(number, 7), &[])).await.expect("launched");
+        answers(&launched.endpoint).await;
+        let name = format!("muster-{}-{number}-0-7", &bench.owner.fleet.to_string()[..8]);
+        let details = bench.docker.inspect_container(&name, None).await.expect("a container");
+        processes.push(details.state.and_then(|state| state.pid).expect("a number"));
+        let networks = details.network_settings.and_then(|settings| settings.networks).expect("networks");
+        addresses.extend(networks.into_values().filter_map(|network| network.ip_address));
+    }
+    assert!(reaches(None, &addresses[1]), "nobody listens at {addresses:?}");
+    let reached = reaches(Some(processes[0]), &addresses[1]);
+    bench.clean().await;
+    assert!(!reached);
+}
+
+#[tokio::test]
 async fn an_engine_that_fails_is_told_with_its_code_and_stays_until_it_is_removed() {
     for bench in benches().await {
         let launch = bench.launch(unit(1, 7), &["--load-seconds", "1", "--fail-start"]);

@@ -46,7 +46,16 @@ impl CallError {
 
     /// Whether the daemon says that something is in the way.
     pub(super) fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused { status: 409, .. })
+        match self {
+            // Podman says it like this.
+            Self::Refused { message, .. }
+                if message.contains("already exists") || message.contains("already in use") =>
+            {
+                true
+            }
+            Self::Refused { status, .. } => *status == 409,
+            _ => false,
+        }
     }
 
     /// Whether no answer came in time.

@@ -15,6 +15,9 @@ use super::labels;
 /// Docker's name for traffic between the containers of a network.
 const BETWEEN_CONTAINERS: &str = "com.docker.network.bridge.enable_icc";
 
+/// Docker's name for the name of a network's bridge, which has up to 15 bytes.
+const BRIDGE: &str = "com.docker.network.bridge.name";
+
 /// The name or identity of the fleet's network, which is made where it is missing.
 ///
 /// Podman knows no network without traffic between its containers; it says so, and that is logged.
@@ -23,38 +26,33 @@ pub(super) async fn ensure(client: &Client, fleet: FleetId) -> Result<String, Ca
         return Ok(handle(client, network));
     }
     let name = format!("muster-{}", labels::short(fleet));
+    let mut options = HashMap::from([(BETWEEN_CONTAINERS.to_owned(), "false".to_owned())]);
+    if client.facts.flavour == Flavour::Docker {
+        // Docker lets two networks have one name, and then starts no container in either. It lets no two have one bridge.
+        options.insert(BRIDGE.to_owned(), name.clone());
+    }
     let request = NetworkCreateRequest {
         name: name.clone(),
         driver: Some("bridge".to_owned()),
-        options: Some(HashMap::from([(BETWEEN_CONTAINERS.to_owned(), "false".to_owned())])),
+        options: Some(options),
         labels: Some(HashMap::from([labels::of_fleet(fleet)])),
         ..Default::default()
     };
-    let made = match client.short(client.docker.create_network(request)).await {
-        Ok(made) => {
-            if !made.warning.is_empty() {
-                warn!(network = name, warning = made.warning, "containers of this network can reach one another");
-            }
-            Some(made.id)
-        }
-        // Another node of the fleet on this machine was faster.
-        Err(error) if error.is_conflict() => None,
-        Err(error) => return Err(error),
-    };
-    // Docker lets two networks have one name. The nodes that made them at once agree on the first, and the others go.
-    let networks = find(client, fleet).await?;
-    let Some(first) = networks.first() else {
-        return Err(CallError::Odd(format!("there is a network {name}, and it is not this fleet's")));
-    };
-    if let Some(made) = made.filter(|made| first.id.as_deref() != Some(made))
-        && let Err(error) = client.short(client.docker.remove_network(&made)).await
+    let made = client.short(client.docker.create_network(request)).await;
+    if let Ok(made) = &made
+        && !made.warning.is_empty()
     {
-        warn!(network = made, %error, "a second network of this fleet could not be removed");
+        warn!(network = name, warning = made.warning, "containers of this network can reach one another");
     }
-    Ok(handle(client, first))
+    // If it was refused, another node of the fleet on this machine may have been faster.
+    match (find(client, fleet).await?.first(), made) {
+        (Some(network), _) => Ok(handle(client, network)),
+        (None, Err(error)) => Err(error),
+        (None, Ok(_)) => Err(CallError::Odd(format!("the network {name} was made, and is not there"))),
+    }
 }
 
-/// The networks that carry the fleet's label, the one that all take first.
+/// The networks that carry the fleet's label: one, unless somebody has made more by hand. All nodes take the same.
 async fn find(client: &Client, fleet: FleetId) -> Result<Vec<Network>, CallError> {
     let options = ListNetworksOptions { filters: Some(labels::filter([labels::of_fleet(fleet)])) };
     let mut networks = client.short(client.docker.list_networks(Some(options))).await?;

@@ -55,6 +55,11 @@ impl Recorded {
         self.directory.path().to_owned()
     }
 
+    /// Nobody listens from now on.
+    pub(super) fn stop(self) -> TempDir {
+        self.directory
+    }
+
     /// The requests that began like this, with the version of the API left out.
     pub(super) fn asked(&self, start: &str) -> Vec<Asked> {
         let asked = self.asked.lock().expect("no test has failed with it");

@@ -84,6 +84,28 @@ async fn a_daemon_that_is_not_there_is_unavailable_and_the_reason_says_what_to_d
 }
 
 #[tokio::test]
+async fn a_daemon_that_goes_is_noticed_and_found_again_when_it_is_back() {
+    let answers = [("GET /version", 200, DOCKER_20), ("GET /_ping", 200, "OK"), NO_CONTAINERS];
+    let recorded = Recorded::new(&answers);
+    let runtime = runtime(Flavour::Docker, &recorded);
+    runtime.available().await.expect("it is there");
+    let socket = recorded.socket();
+    let directory = recorded.stop();
+    for error in [runtime.units().await.expect_err("gone"), runtime.available().await.expect_err("gone")] {
+        assert!(matches!(error, RuntimeError::Unavailable { runtime: RuntimeKind::Docker, .. }), "{error}");
+    }
+    let back = Recorded::new(&answers);
+    std::fs::rename(back.socket(), socket).expect("moved");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while let Err(error) = runtime.available().await {
+        assert!(tokio::time::Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(runtime.units().await.expect("units"), []);
+    drop(directory);
+}
+
+#[tokio::test]
 async fn podman_behind_a_socket_that_is_called_dockers_is_found_out() {
     let recorded = Recorded::new(&[("GET /version", 200, PODMAN_4)]);
     let runtime = runtime(Flavour::Docker, &recorded);
@@ -186,26 +208,45 @@ async fn a_name_that_somebody_else_has_is_left_to_them() {
 }
 
 #[tokio::test]
-async fn a_network_without_traffic_between_containers_is_made_once() {
+async fn a_network_without_traffic_between_containers_is_made_where_there_is_none() {
     let recorded = Recorded::new(&[
         ("GET /version", 200, DOCKER_20),
         HAS_IMAGE,
         NO_CONTAINERS,
         ("GET /networks", 200, "[]"),
-        ("GET /networks", 200, r#"[{"Name":"muster-73697874","Id":"n1"},{"Name":"muster-73697874","Id":"n0"}]"#),
+        HAS_NETWORK,
         ("POST /networks/create", 201, r#"{"Id":"n1","Warning":""}"#),
-        ("DELETE /networks/n1", 204, ""),
+        CREATED,
+        STARTED,
+    ]);
+    let runtime = runtime(Flavour::Docker, &recorded);
+    for _ in 0..2 {
+        launched(&runtime, testing::launch(testing::unit(1, 0, 5), IMAGE)).await.expect("launched");
+    }
+    let asked = recorded.asked("POST /networks/create");
+    assert_eq!(asked.len(), 1);
+    let wanted: Value = serde_json::from_slice(&asked[0].body).expect("JSON");
+    assert_eq!(wanted["Options"]["com.docker.network.bridge.enable_icc"], json!("false"));
+    assert_eq!(wanted["Options"]["com.docker.network.bridge.name"], json!("muster-73697874"));
+    assert_eq!(created(&recorded)["HostConfig"]["NetworkMode"], json!("n1"));
+}
+
+#[tokio::test]
+async fn a_network_that_another_node_made_in_the_same_moment_is_used() {
+    let taken = r#"{"cause":"network already exists","message":"network name muster-73697874 already used: network already exists","response":500}"#;
+    let recorded = Recorded::new(&[
+        ("GET /version", 200, PODMAN_4),
+        HAS_IMAGE,
+        NO_CONTAINERS,
+        ("GET /networks", 200, "[]"),
+        HAS_NETWORK,
+        ("POST /networks/create", 500, taken),
         CREATED,
         STARTED,
     ]);
     let launch = testing::launch(testing::unit(1, 0, 5), IMAGE);
-    launched(&runtime(Flavour::Docker, &recorded), launch).await.expect("launched");
-    let asked = recorded.asked("POST /networks/create");
-    let wanted: Value = serde_json::from_slice(&asked[0].body).expect("JSON");
-    assert_eq!(wanted["Options"]["com.docker.network.bridge.enable_icc"], json!("false"));
-    // Another node was faster by a moment: both take the same one, and the other goes.
-    assert_eq!(created(&recorded)["HostConfig"]["NetworkMode"], json!("n0"));
-    assert_eq!(recorded.asked("DELETE /networks/n1").len(), 1);
+    launched(&runtime(Flavour::Podman, &recorded), launch).await.expect("launched");
+    assert_eq!(created(&recorded)["HostConfig"]["NetworkMode"], json!("muster-73697874"));
 }
 
 #[tokio::test]
