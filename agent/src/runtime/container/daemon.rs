@@ -16,6 +16,9 @@ use crate::runtime::RuntimeError;
 /// How long a call may take that only reads or changes a record.
 pub(super) const SHORT: Duration = Duration::from_secs(30);
 
+/// How long a call may take that moves a container's or an image's files.
+pub(super) const LONG: Duration = Duration::from_secs(300);
+
 /// How long the question may take whether a daemon is there.
 const PROBE: Duration = Duration::from_secs(5);
 
@@ -54,6 +57,14 @@ impl Client {
         call: impl Future<Output = Result<T, bollard::errors::Error>>,
     ) -> Result<T, CallError> {
         within(SHORT, call).await
+    }
+
+    /// The outcome of a call that moves files.
+    pub(super) async fn long<T, F: Future<Output = Result<T, bollard::errors::Error>>>(
+        &self,
+        call: impl FnOnce(Docker) -> F,
+    ) -> Result<T, CallError> {
+        within(LONG, call(self.patient(LONG))).await
     }
 
     /// One whose answers may take longer to begin.

@@ -48,7 +48,7 @@ impl ContainerRuntime {
             devices,
         };
         let id = self.create(&client, &launch, surroundings).await?;
-        if let Err(error) = client.short(client.docker.start_container(&id, None)).await {
+        if let Err(error) = client.long(async |docker| docker.start_container(&id, None).await).await {
             let error = not_started(&client, error, &launch);
             if let Err(error) = units::remove(&client, &id).await {
                 warn!(%unit, %error, "a container that did not start could not be removed");
@@ -96,7 +96,7 @@ impl ContainerRuntime {
         let name = labels::container_name(&self.places.owner, launch.unit);
         let body = body(launch, surroundings).map_err(RuntimeError::Unsuitable)?;
         let options = CreateContainerOptions { name: Some(name.clone()), platform: String::new() };
-        match client.short(client.docker.create_container(Some(options), body)).await {
+        match client.long(async |docker| docker.create_container(Some(options), body).await).await {
             Ok(created) => Ok(created.id),
             // Everything that carries this unit's labels has been removed.
             Err(error) if error.is_conflict() => Err(RuntimeError::Start(format!(

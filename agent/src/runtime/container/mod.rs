@@ -51,7 +51,8 @@ pub use daemon::Daemon;
 pub use flavour::{Facts, Flavour, Version};
 pub use gpu::CDI_DIRECTORIES;
 pub use images::{
-    Deleted, Deletion, Family, HeldImage, LayerIdentity, MergedImage, Package, Reference, deletion, derived_name, merge,
+    Deleted, Deletion, Family, HeldImage, LOCAL_REPOSITORY, LayerIdentity, MergedImage, Package, Reference, deletion,
+    derived_name, merge,
 };
 pub use place::Listen;
 pub use sockets::{Surroundings, docker_socket, podman_sockets};

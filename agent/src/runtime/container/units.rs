@@ -21,6 +21,9 @@ use crate::runtime::{Endpoint, Exit, Found, Owner, UnitId, UnitState};
 /// How long one question may wait for a container's end before it is asked again.
 const WAIT: Duration = Duration::from_secs(600);
 
+/// The pause before a daemon that contradicts itself is asked again.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// How long a daemon may take to end a container beyond the grace that it is given.
 const STOP: Duration = Duration::from_secs(60);
 
@@ -118,6 +121,10 @@ pub(super) async fn ended(client: &Client, id: &str) -> Result<Exit, CallError> 
         // What ended may be removed before it can be asked how.
         if let Some(code) = wait(client, id, WAIT).await? {
             seen = Exit { code: Some(code), signal: signal(code), out_of_memory: false };
+            // A daemon may tell of an end before its own record says so. It is not asked as fast as it can answer.
+            if inspect(client, id).await?.is_some_and(|details| details.state.as_ref().is_some_and(runs)) {
+                tokio::time::sleep(AGAIN).await;
+            }
         }
     }
 }
@@ -193,7 +200,7 @@ async fn removed(client: &Client, id: &str, error: CallError) -> Result<(), Call
         if inspect(client, id).await?.is_none() {
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(AGAIN).await;
     }
     Err(error)
 }

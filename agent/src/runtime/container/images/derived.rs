@@ -22,6 +22,9 @@ use crate::runtime::{Progress, RuntimeError};
 pub(super) const DERIVED: &str = "muster.derived";
 const BASE: &str = "muster.base";
 
+/// The repository of images that are made here. No registry is asked for them: this one would be on this machine.
+pub const LOCAL_REPOSITORY: &str = "localhost/muster/local";
+
 /// How long a build may take.
 const BUILD: Duration = Duration::from_secs(3600);
 
@@ -198,13 +201,14 @@ mod tests {
 
     #[test]
     fn the_same_packages_on_the_same_base_have_one_name() {
-        let name = |packages: &[Package]| derived_name("muster/local", &base(), packages).expect("a name").to_string();
+        let name =
+            |packages: &[Package]| derived_name(LOCAL_REPOSITORY, &base(), packages).expect("a name").to_string();
         let one = name(&[named("flash-attn"), named("einops==0.8")]);
         assert_eq!(one, name(&[named("einops==0.8"), named("flash-attn")]));
         assert_ne!(one, name(&[named("einops==0.8")]));
         assert_ne!(name(&[named("ab"), named("c")]), name(&[named("a"), named("bc")]));
         let (start, hash) = one.rsplit_once('-').expect("a hash");
-        assert_eq!((start, hash.len()), ("muster/local:v0.8.5", 16));
+        assert_eq!((start, hash.len()), ("localhost/muster/local:v0.8.5", 16));
     }
 
     #[test]

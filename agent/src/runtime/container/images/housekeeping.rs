@@ -219,7 +219,7 @@ async fn carry_out(client: &Client, image: &HeldImage, deletion: Deletion, delet
     };
     for name in names {
         let options = RemoveImageOptions { force: false, noprune: false, platforms: None };
-        match client.short(client.docker.remove_image(&name, Some(options), None)).await {
+        match client.long(async |docker| docker.remove_image(&name, Some(options), None).await).await {
             Ok(_) => {
                 if !whole {
                     deleted.untagged.push(name);
@@ -329,7 +329,7 @@ mod tests {
         for name in ["vllm/vllm-openai:v1", "docker.io/vllm/vllm-openai@sha256:0", "localhost/muster/local:v1-0"] {
             assert!(family.has(name), "{name}");
         }
-        for name in ["vllm/vllm-openai-fork:v1", "quay.io/vllm/vllm-openai:v1", "<none>:<none>"] {
+        for name in ["vllm/vllm-openai-fork:v1", "registry.example/vllm/vllm-openai:v1", "<none>:<none>"] {
             assert!(!family.has(name), "{name}");
         }
     }

@@ -9,7 +9,7 @@ mod reference;
 
 use bollard::models::ImageInspect;
 
-pub use derived::{Package, derived_name};
+pub use derived::{LOCAL_REPOSITORY, Package, derived_name};
 pub use housekeeping::{Deleted, Deletion, Family, HeldImage, LayerIdentity, MergedImage, deletion, merge};
 pub use reference::Reference;
 
