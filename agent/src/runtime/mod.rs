@@ -3,6 +3,7 @@
 //! A runtime starts, finds and ends units. A unit is one life of one placement: the same placement in another epoch is another
 //! unit. What shall run is not a runtime's business; it acts on nothing that does not carry its fleet and its node.
 
+pub mod container;
 pub mod process;
 
 use std::fmt;
