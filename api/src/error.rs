@@ -75,6 +75,9 @@ pub enum ApiError {
         /// The Idempotency-Key to repeat the request with.
         retry_key: Option<String>,
     },
+    /// Another node that has what is asked for does not answer. It may help to try again.
+    #[error("a node does not answer")]
+    Unreachable(String),
     /// A later version will do this.
     #[error("this is not available yet")]
     NotImplemented(&'static str),
@@ -130,6 +133,7 @@ impl ApiError {
             Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "OVERLOADED"),
             Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
             Self::Unknown { .. } => (StatusCode::GATEWAY_TIMEOUT, "OUTCOME_UNKNOWN"),
+            Self::Unreachable(_) => (StatusCode::BAD_GATEWAY, "NODE_UNREACHABLE"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
         }
@@ -151,7 +155,8 @@ impl ApiError {
             | Self::TooLarge(text)
             | Self::NoQuorum(text)
             | Self::Overloaded(text)
-            | Self::NotReady(text) => text.clone(),
+            | Self::NotReady(text)
+            | Self::Unreachable(text) => text.clone(),
             Self::Unauthorized(text) | Self::Forbidden(text) | Self::NotImplemented(text) => (*text).to_owned(),
             Self::MethodNotAllowed => "see the header Allow".to_owned(),
             Self::TooSlow => "the body stopped coming".to_owned(),

@@ -2,7 +2,7 @@
 
 use muster_cluster::ids::{DeploymentId, NodeId};
 use muster_cluster::rows::{Deployment, DeploymentSpec, DeploymentStatus, Engine, LoraModule, Placement};
-use muster_cluster::state::{Stored, View};
+use muster_cluster::state::{Done, Stored, View};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -11,6 +11,7 @@ use crate::error::ApiError;
 use crate::request::time;
 
 use super::input::warnings;
+use super::seen::Live;
 
 /// A variable of an engine's environment. Its value is never shown.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -72,6 +73,28 @@ pub struct DeploymentEntry {
     image_digest: Option<String>,
     /// Where its replicas are, or were last.
     placements: Vec<PlacementEntry>,
+    /// What is being done while it starts: `pulling image`, `loading_weights` ...
+    detail: Option<String>,
+    /// What its node shows, where that is not what is committed: `unreachable`.
+    observed: Option<&'static str>,
+    /// What it has done in all its lives, as far as its nodes have told; they do so every half a minute.
+    total_prompt_tokens: u64,
+    total_completion_tokens: u64,
+    total_requests: u64,
+    /// Tokens per second of the time that requests spend in their prompts; what it was last, once it has stopped.
+    prompt_tps: Option<f64>,
+    /// Tokens per second of the time that requests spend in their answers; what it was last, once it has stopped.
+    generation_tps: Option<f64>,
+    /// Tokens of prompts per second of the clock, for all requests together.
+    prompt_throughput: Option<f64>,
+    /// Generated tokens per second of the clock, for all requests together.
+    generation_throughput: Option<f64>,
+    requests_running: Option<u64>,
+    requests_waiting: Option<u64>,
+    /// How much of its image has come, while it is pulled.
+    pull_percent: Option<f64>,
+    pull_downloaded_mb: Option<f64>,
+    pull_total_mb: Option<f64>,
     created_at: String,
     #[serde(rename = "createdBy")]
     created_by: String,
@@ -116,6 +139,11 @@ impl PlacementEntry {
     }
 }
 
+/// Tokens per second.
+fn rate(thousandths: Option<u64>) -> Option<f64> {
+    thousandths.map(|rate| rate as f64 / 1000.0)
+}
+
 fn engine(engine: Engine) -> &'static str {
     match engine {
         Engine::Sim => "sim",
@@ -145,7 +173,12 @@ fn engine_args(spec: &DeploymentSpec) -> Map<String, Value> {
 
 impl DeploymentEntry {
     /// What is said of a deployment and its placements. What stands of its first replica is told as its own, as the seed does.
-    pub(super) fn of(Stored { row, mod_index }: Stored<Deployment>, placements: &[Placement]) -> Self {
+    pub(super) fn of(
+        Stored { row, mod_index }: Stored<Deployment>,
+        placements: &[Placement],
+        done: &Done,
+        live: Live,
+    ) -> Self {
         let state = status(row.status());
         let seat = placements.first().and_then(|placement| placement.seat.clone());
         let digest = placements.first().map(|placement| placement.image_digest.clone()).unwrap_or_default();
@@ -161,6 +194,20 @@ impl DeploymentEntry {
             container_runtime: seat.map(|seat| seat.runtime),
             image_digest: Some(digest).filter(|digest| !digest.is_empty()),
             placements: placements.iter().map(PlacementEntry::of).collect(),
+            detail: live.detail,
+            observed: live.observed,
+            total_prompt_tokens: done.totals.prompt_tokens,
+            total_completion_tokens: done.totals.completion_tokens,
+            total_requests: done.totals.requests,
+            prompt_tps: live.prompt_tps.or_else(|| rate(done.prompt_mtps)),
+            generation_tps: live.generation_tps.or_else(|| rate(done.generation_mtps)),
+            prompt_throughput: live.prompt_throughput,
+            generation_throughput: live.generation_throughput,
+            requests_running: live.requests_running,
+            requests_waiting: live.requests_waiting,
+            pull_percent: live.pull_percent,
+            pull_downloaded_mb: live.pull_downloaded_mb,
+            pull_total_mb: live.pull_total_mb,
             env_vars: keys.into_iter().map(|key| Variable { key, value: None }).collect(),
             engine_args: engine_args(&spec),
             engine: engine(spec.engine()),

@@ -56,13 +56,26 @@ const ENGINE_ARGS: [&str; 12] = [
 ];
 
 /// Fields that only this side sets. A caller may send them back as it got them.
-const OURS: [&str; 14] = [
+const OURS: [&str; 27] = [
     "id",
     "container_runtime",
     "image_digest",
     "error_code",
     "observed",
     "placements",
+    "detail",
+    "total_prompt_tokens",
+    "total_completion_tokens",
+    "total_requests",
+    "prompt_tps",
+    "generation_tps",
+    "prompt_throughput",
+    "generation_throughput",
+    "requests_running",
+    "requests_waiting",
+    "pull_percent",
+    "pull_downloaded_mb",
+    "pull_total_mb",
     "created_at",
     "createdBy",
     "createdIndex",

@@ -56,7 +56,7 @@ async fn start_there(
         let command = StartDeployment { what: Some(what.clone()), seats: vec![seat.clone()] };
         match write.propose(member, body, command::Body::StartDeployment(command)).await {
             Err(refused @ ApiError::Conflict(_)) => tried = Some((seat, refused)),
-            outcome => return entry(outcome?),
+            outcome => return entry(&member.consensus.local(), outcome?),
         }
     }
     Err(ApiError::Overloaded("others were faster every time; try again".to_owned()))
@@ -75,7 +75,7 @@ async fn start_draft(
     fields.finish()?;
     let member = state.member()?;
     if let Some(done) = write.first_answer(&member, body).await? {
-        return entry(done.outcome);
+        return entry(&member.consensus.local(), done.outcome);
     }
     let create = CreateDeployment {
         spec: Some(draft.spec.clone()),
@@ -177,8 +177,9 @@ async fn from_manifest(State(state): State<ApiState>, write: Write, Body(body): 
         (status = 404, body = ErrorBody), (status = 412, body = ErrorBody), (status = 504, body = ErrorBody)))]
 async fn stop(State(state): State<ApiState>, Path(id): Path<String>, write: Write) -> Result<Response, ApiError> {
     let command = StopDeployment { id: number("id", &id)?, precondition: write.precondition.clone() };
-    let outcome = write.propose(&state.member()?, &[], command::Body::StopDeployment(command)).await?;
-    let stopped = entry(outcome)?;
+    let member = state.member()?;
+    let outcome = write.propose(&member, &[], command::Body::StopDeployment(command)).await?;
+    let stopped = entry(&member.consensus.local(), outcome)?;
     Ok(tagged(stopped.mod_index, Json(stopped)))
 }
 
@@ -213,7 +214,7 @@ async fn restart(
     fields.finish()?;
     let member = state.member()?;
     if let Some(done) = write.first_answer(&member, &body).await? {
-        let restarted = entry(done.outcome)?;
+        let restarted = entry(&member.consensus.local(), done.outcome)?;
         return Ok(tagged(restarted.mod_index, Json(restarted)));
     }
     let view = member.consensus.linearizable().await?;
@@ -266,8 +267,9 @@ async fn extend(
     }
     fields.finish()?;
     let command = ExtendDeployment { id, precondition: write.precondition.clone(), by_s: seconds };
-    let outcome = write.propose(&state.member()?, &body, command::Body::ExtendDeployment(command)).await?;
-    let extended = entry(outcome)?;
+    let member = state.member()?;
+    let outcome = write.propose(&member, &body, command::Body::ExtendDeployment(command)).await?;
+    let extended = entry(&member.consensus.local(), outcome)?;
     Ok(tagged(extended.mod_index, Json(extended)))
 }
 
@@ -299,8 +301,9 @@ async fn pin(
     fields.finish()?;
     let pinned = pinned.unwrap_or_default();
     let command = PinDeployment { id, precondition: write.precondition.clone(), pinned };
-    let outcome = write.propose(&state.member()?, &body, command::Body::PinDeployment(command)).await?;
-    let changed = entry(outcome)?;
+    let member = state.member()?;
+    let outcome = write.propose(&member, &body, command::Body::PinDeployment(command)).await?;
+    let changed = entry(&member.consensus.local(), outcome)?;
     Ok(tagged(changed.mod_index, Json(changed)))
 }
 

@@ -3,7 +3,9 @@
 mod entry;
 mod input;
 mod lifecycle;
+mod logs;
 mod seats;
+mod seen;
 
 use axum::Json;
 use axum::extract::State;
@@ -28,6 +30,7 @@ use crate::state::{ApiState, Member};
 
 use entry::{DeploymentEntry, Manifest};
 use input::{DeploymentInput, read};
+use seen::Live;
 
 fn find(view: &View, id: &str) -> Result<Stored<Deployment>, ApiError> {
     let id = number("id", id).map(DeploymentId)?;
@@ -57,17 +60,23 @@ struct Deleted {
 /// Every deployment, newest first.
 #[utoipa::path(get, path = "/deployments", tag = "deployments", params(super::ListParams, super::ReadParams),
     responses((status = 200, body = Vec<DeploymentEntry>), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
-async fn list(read: Read, page: Page) -> Result<Response, ApiError> {
+async fn list(State(state): State<ApiState>, read: Read, page: Page) -> Result<Response, ApiError> {
     let mut deployments = read.view.deployments()?;
     deployments.reverse();
     let before = page.after().unwrap_or(u64::MAX);
     let rest = deployments.into_iter().filter(|deployment| deployment.row.id < before);
     let (deployments, link) = page.of(rest.map(|deployment| (deployment.row.id, deployment))).into_parts();
-    let entry = |deployment: Stored<Deployment>| -> Result<_, ApiError> {
+    let placed = |deployment: Stored<Deployment>| -> Result<_, ApiError> {
         let placements = read.view.placements(DeploymentId(deployment.row.id))?;
-        Ok(DeploymentEntry::of(deployment, &placements))
+        Ok((deployment, placements))
     };
-    let deployments = deployments.into_iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+    let placed = deployments.into_iter().map(placed).collect::<Result<Vec<_>, _>>()?;
+    let sight = seen::look(&state.member()?, placed.iter().flat_map(|(_, placements)| placements)).await;
+    let entry = |(deployment, placements): (Stored<Deployment>, Vec<_>)| -> Result<_, ApiError> {
+        let done = read.view.done(DeploymentId(deployment.row.id))?;
+        Ok(DeploymentEntry::of(deployment, &placements, &done, sight.of(&placements)))
+    };
+    let deployments = placed.into_iter().map(entry).collect::<Result<Vec<_>, _>>()?;
     Ok(Paged::<DeploymentEntry>::answer(link, read.answer(Json(deployments))))
 }
 
@@ -90,15 +99,17 @@ async fn create(State(state): State<ApiState>, write: Write, Body(body): Body) -
         environment: seal(&member, draft.environment)?,
         names: draft.names,
     };
-    let entry = entry(write.propose(&member, &body, command::Body::CreateDeployment(command)).await?)?;
+    let outcome = write.propose(&member, &body, command::Body::CreateDeployment(command)).await?;
+    let entry = entry(&member.consensus.local(), outcome)?;
     Ok(tagged(entry.mod_index, (StatusCode::CREATED, Json(entry))))
 }
 
 /// The deployment that a command has answered with.
-fn entry(outcome: Outcome) -> Result<DeploymentEntry, ApiError> {
+fn entry(view: &View, outcome: Outcome) -> Result<DeploymentEntry, ApiError> {
     match outcome {
         Outcome::Deployment(DeploymentAnswer { mod_index, deployment: Some(row), placements }) => {
-            Ok(DeploymentEntry::of(Stored { row, mod_index }, &placements))
+            let done = view.done(DeploymentId(row.id))?;
+            Ok(DeploymentEntry::of(Stored { row, mod_index }, &placements, &done, Live::default()))
         }
         _ => Err(unexpected()),
     }
@@ -108,10 +119,12 @@ fn entry(outcome: Outcome) -> Result<DeploymentEntry, ApiError> {
 #[utoipa::path(get, path = "/deployments/{deployment_id}", tag = "deployments",
     params(("deployment_id" = u64, Path, description = "number"), super::ReadParams),
     responses((status = 200, body = DeploymentEntry), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
-async fn get(Path(id): Path<String>, read: Read) -> Result<Response, ApiError> {
+async fn get(State(state): State<ApiState>, Path(id): Path<String>, read: Read) -> Result<Response, ApiError> {
     let deployment = find(&read.view, &id)?;
     let placements = read.view.placements(DeploymentId(deployment.row.id))?;
-    let entry = DeploymentEntry::of(deployment, &placements);
+    let live = seen::look(&state.member()?, placements.iter()).await.of(&placements);
+    let done = read.view.done(DeploymentId(deployment.row.id))?;
+    let entry = DeploymentEntry::of(deployment, &placements, &done, live);
     Ok(read.answer(tagged(entry.mod_index, Json(entry))))
 }
 
@@ -143,4 +156,5 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(get, delete))
         .routes(routes!(manifest))
         .merge(lifecycle::router())
+        .merge(logs::router())
 }
