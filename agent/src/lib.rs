@@ -7,9 +7,11 @@ pub mod files;
 pub mod gpu;
 pub mod history;
 pub mod host;
+pub mod leases;
 pub mod logs;
 pub mod machine;
 pub mod runtime;
+pub mod scheduler;
 pub mod serving;
 pub mod supervisor;
 

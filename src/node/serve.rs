@@ -180,6 +180,7 @@ pub async fn serve(
     let mut options = node_options(&values, addresses, runtimes);
     host.describe(&mut options.facts);
     options.services = host.services();
+    options.duties.extend(host.duties());
     let life = Life {
         options,
         host,

@@ -13,15 +13,20 @@ use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
+use super::service::{unit, wire_unit};
 use super::{Host, Parts};
+use crate::runtime::UnitId;
 use crate::wire::host_client::HostClient;
-use crate::wire::{LookRequest, ReadLogRequest, Seen, TailRequest};
+use crate::wire::{LookRequest, ReadLogRequest, RenewRequest, Seen, TailRequest};
 
 /// How long what a node has said is good.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 
 /// How long a node may take to say what it sees.
 const LIMIT: Duration = Duration::from_secs(1);
+
+/// How long the leader may take to renew leases: several times until one is over.
+const RENEW_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a node may take to begin to tell of a log.
 const LOG_LIMIT: Duration = Duration::from_secs(10);
@@ -78,6 +83,23 @@ impl Hosts {
             Arc::clone(&kept.1)
         };
         answer.get_or_init(|| self.ask(node)).await.clone()
+    }
+
+    /// Asks the leader to let this node go on with these units, and says with which it may.
+    ///
+    /// # Errors
+    /// When the leader does not answer in time, or is none.
+    pub async fn renew(&self, leader: NodeId, units: &[UnitId]) -> Result<Vec<UnitId>, NoSight> {
+        let silent = |why: String| NoSight { node: leader, why };
+        if leader == self.node {
+            return self.own.renew(self.node, units).map_err(|why| silent(why.to_owned()));
+        }
+        let request = RenewRequest { node: self.node.0, units: units.iter().copied().map(wire_unit).collect() };
+        match tokio::time::timeout(RENEW_LIMIT, self.client(leader).renew(request)).await {
+            Ok(Ok(renewed)) => Ok(renewed.into_inner().units.iter().map(unit).collect()),
+            Ok(Err(status)) => Err(silent(status.message().to_owned())),
+            Err(_) => Err(silent(format!("not within {RENEW_LIMIT:?}"))),
+        }
     }
 
     /// The last lines of a placement's log on a node.

@@ -9,7 +9,13 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use arc_swap::ArcSwapOption;
+use muster_cluster::consensus::Consensus;
+use muster_cluster::ids::NodeId;
+use muster_cluster::leader::Duty;
+use muster_cluster::membership::Gossip;
 use muster_cluster::node::Node;
 use muster_cluster::rows::{GpuFact, NodeFacts};
 use muster_cluster::transport::Services;
@@ -20,9 +26,11 @@ pub use ask::{Hosts, NoSight};
 pub use logs::Parts;
 
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
+use crate::leases::{CONFIRMED, Granted, OwnLeases};
 use crate::logs::{LogBounds, LogStore};
 use crate::runtime::process::{ProcessOptions, ProcessRuntime, Program, UserName};
-use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind};
+use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind, UnitId};
+use crate::scheduler::Scheduler;
 use crate::serving::Serving;
 use crate::supervisor::{Ledger, Observed, Tools, supervise};
 
@@ -45,7 +53,6 @@ pub struct HostOptions {
 }
 
 /// The machine of a node.
-#[derive(Debug)]
 pub struct Host {
     options: HostOptions,
     gpus: GpuProvider,
@@ -54,6 +61,17 @@ pub struct Host {
     observed: Arc<Observed>,
     ledger: Arc<Ledger>,
     logs: Arc<LogStore>,
+    leases: Arc<OwnLeases>,
+    granted: Arc<Granted>,
+    /// The node that it belongs to, while that runs.
+    node: ArcSwapOption<Belonging>,
+}
+
+/// What a host needs of its node to speak for it.
+#[derive(Clone)]
+pub(crate) struct Belonging {
+    pub consensus: Arc<Consensus>,
+    pub gossip: Gossip,
 }
 
 impl Host {
@@ -69,7 +87,8 @@ impl Host {
         });
         let logs = Arc::new(LogStore::open(options.directory.join(LOGS), LogBounds::default())?);
         let (serving, observed, ledger) = (Arc::default(), Arc::default(), Arc::default());
-        Ok(Arc::new(Self { options, gpus, inventory, serving, observed, ledger, logs }))
+        let (leases, granted, node) = (Arc::default(), Arc::default(), ArcSwapOption::empty());
+        Ok(Arc::new(Self { options, gpus, inventory, serving, observed, ledger, logs, leases, granted, node }))
     }
 
     /// Adds what the machine has to what the node tells the fleet of itself.
@@ -90,6 +109,34 @@ impl Host {
         facts.process_engines = engines;
         (facts.first_port, facts.last_port) =
             (u32::from(*self.options.ports.start()), u32::from(*self.options.ports.end()));
+    }
+
+    /// Lets a node go on with what it has, if this one leads and a quorum has just said so.
+    pub(crate) fn renew(&self, node: NodeId, units: &[UnitId]) -> Result<Vec<UnitId>, &'static str> {
+        const NO_LEADER: &str = "this node does not lead";
+        let belonging = self.node.load_full().ok_or(NO_LEADER)?;
+        let confirmed = belonging.consensus.status().quorum_acked.is_some_and(|age| age < CONFIRMED);
+        if !confirmed {
+            return Err(NO_LEADER);
+        }
+        let renewed = self.granted.renew(&belonging.consensus.local(), node, units, Instant::now());
+        renewed.map_err(|_| "the state of this node is damaged")?.ok_or(NO_LEADER)
+    }
+
+    /// The leases that it grants while its node leads.
+    pub(crate) fn granted(&self) -> &Arc<Granted> {
+        &self.granted
+    }
+
+    /// The node that it belongs to, while that runs.
+    pub(crate) fn node(&self) -> Option<Arc<Belonging>> {
+        self.node.load_full()
+    }
+
+    /// What only the leader does with machines.
+    #[must_use]
+    pub fn duties(self: &Arc<Self>) -> Vec<Arc<dyn Duty>> {
+        vec![Arc::new(Scheduler::new(Arc::clone(self)))]
     }
 
     /// What it answers other nodes.
@@ -127,7 +174,9 @@ impl Host {
 
     /// Begins to bring what runs here in line with what the node knows. No engine ends when this does.
     #[must_use]
-    pub fn supervise(&self, node: &Node) -> Supervision {
+    pub fn supervise(self: &Arc<Self>, node: &Node) -> Supervision {
+        let (consensus, gossip) = (Arc::clone(node.consensus()), node.gossip().clone());
+        self.node.store(Some(Arc::new(Belonging { consensus, gossip })));
         let identity = node.identity();
         let owner = Owner { fleet: identity.fleet, generation: identity.generation, node: identity.node };
         let mut runtimes: BTreeMap<RuntimeKind, Arc<dyn Runtime>> = BTreeMap::new();
@@ -148,24 +197,27 @@ impl Host {
             observed: Arc::clone(&self.observed),
             ledger: Arc::clone(&self.ledger),
             logs: Arc::clone(&self.logs),
+            leases: Arc::clone(&self.leases),
+            hosts: Hosts::new(Arc::clone(self), identity.node, Arc::clone(node.channels())),
         };
         let stop = CancellationToken::new();
         let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone()));
-        Supervision { stop, supervising }
+        Supervision { stop, supervising, host: Arc::clone(self) }
     }
 }
 
 /// A host that is being supervised.
-#[derive(Debug)]
 pub struct Supervision {
     stop: CancellationToken,
     supervising: JoinHandle<()>,
+    host: Arc<Host>,
 }
 
 impl Supervision {
     /// Ends it. Engines go on, and so do requests to them.
     pub async fn end(self) {
         self.stop.cancel();
+        self.host.node.store(None);
         if let Err(error) = self.supervising.await {
             tracing::error!(%error, "the supervisor has failed");
         }

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
-use muster_cluster::ids::{DeploymentId, PlacementId};
+use muster_cluster::ids::{DeploymentId, NodeId, PlacementEpoch, PlacementId};
 use muster_cluster::transport::Members;
 use tonic::service::RoutesBuilder;
 use tonic::service::interceptor::InterceptedService;
@@ -14,7 +14,9 @@ use super::Host;
 use crate::runtime::UnitId;
 use crate::supervisor::Observation;
 use crate::wire::host_server::{self, HostServer};
-use crate::wire::{Lines, LogPart, LookRequest, ReadLogRequest, Seen, SeenUnit, TailRequest};
+use crate::wire::{
+    Lines, LogPart, LookRequest, ReadLogRequest, RenewRequest, Renewed, Seen, SeenUnit, TailRequest, Unit,
+};
 
 struct HostService(Arc<Host>);
 
@@ -25,6 +27,16 @@ pub(super) fn add(routes: &mut RoutesBuilder, host: Arc<Host>, members: Members)
 
 fn placement(deployment: u64, ordinal: u32) -> PlacementId {
     PlacementId { deployment: DeploymentId(deployment), ordinal }
+}
+
+/// A unit as it is sent.
+pub(super) fn wire_unit(unit: UnitId) -> Unit {
+    Unit { deployment: unit.placement.deployment.0, ordinal: unit.placement.ordinal, epoch: unit.epoch.0 }
+}
+
+/// A unit as it was sent.
+pub(super) fn unit(unit: &Unit) -> UnitId {
+    UnitId { placement: placement(unit.deployment, unit.ordinal), epoch: PlacementEpoch(unit.epoch) }
 }
 
 fn seen(unit: UnitId, seen: Observation) -> SeenUnit {
@@ -56,6 +68,13 @@ impl Host {
 impl host_server::Host for HostService {
     async fn look(&self, _: Request<LookRequest>) -> Result<Response<Seen>, Status> {
         Ok(Response::new(self.0.look()))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Renewed>, Status> {
+        let RenewRequest { node, units } = request.into_inner();
+        let units: Vec<_> = units.iter().map(unit).collect();
+        let renewed = self.0.renew(NodeId(node), &units).map_err(Status::failed_precondition)?;
+        Ok(Response::new(Renewed { units: renewed.into_iter().map(wire_unit).collect() }))
     }
 
     async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Lines>, Status> {

@@ -291,7 +291,8 @@ impl Keeper<'_> {
                     match monitor.probe(Instant::now(), probe) {
                         Some(Change::Ready) => {
                             restarts.ready();
-                            self.tools.serving.open(self.unit, endpoint.clone());
+                            let lease = self.order.leased.then(|| self.tools.leases.of(self.unit));
+                            self.tools.serving.open(self.unit, endpoint.clone(), lease);
                             self.tools.observed.note(self.unit, |seen| {
                                 seen.detail.clear();
                                 seen.ready = true;

@@ -8,6 +8,7 @@ mod keeper;
 mod ledger;
 mod observed;
 mod order;
+mod renewal;
 mod reporter;
 mod strays;
 
@@ -29,6 +30,8 @@ pub(crate) use ledger::Ledger;
 pub use observed::{Observation, Observed};
 
 use crate::engine::restarts::DEFAULT_LIMIT;
+use crate::host::Hosts;
+use crate::leases::OwnLeases;
 use crate::logs::LogStore;
 use crate::runtime::{GpuRef, Runtime, RuntimeKind, UnitId};
 use crate::serving::Serving;
@@ -54,6 +57,8 @@ pub(crate) struct Tools {
     pub observed: Arc<Observed>,
     pub ledger: Arc<Ledger>,
     pub logs: Arc<LogStore>,
+    pub leases: Arc<OwnLeases>,
+    pub hosts: Hosts,
 }
 
 impl Tools {
@@ -154,6 +159,8 @@ pub(crate) async fn supervise(tools: Arc<Tools>, stop: CancellationToken) {
     let mut strays = std::pin::pin!(strays);
     let telling = Arc::clone(&tools);
     let mut telling = std::pin::pin!(ledger::keep_telling(&telling));
+    let renewing = Arc::clone(&tools);
+    let mut renewing = std::pin::pin!(renewal::keep_renewing(&renewing));
     let mut supervisor = Supervisor { tools, keepers: HashMap::new(), tasks: JoinSet::new() };
     let mut changes = published.changes(published.view().index());
     loop {
@@ -167,6 +174,7 @@ pub(crate) async fn supervise(tools: Arc<Tools>, stop: CancellationToken) {
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             () = &mut strays => return,
             () = &mut telling => return,
+            () = &mut renewing => return,
         }
     }
 }

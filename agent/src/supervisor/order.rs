@@ -1,8 +1,8 @@
 //! What a unit is made of, by what has been committed for it.
 
-use muster_cluster::rows::{DeploymentSpec, Failure, Seat};
+use muster_cluster::rows::{DeploymentSpec, Failure, OnNodeLoss, Seat};
 use muster_cluster::sealing::SecretText;
-use muster_cluster::state::{View, environment_name};
+use muster_cluster::state::{View, environment_name, on_node_loss};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -17,6 +17,8 @@ pub(super) struct Order {
     pub spec: DeploymentSpec,
     pub served_name: String,
     pub seat: Seat,
+    /// It can be given to another node, and is served only while its lease is good.
+    pub leased: bool,
     environment: Vec<(String, SecretText)>,
     gpus: Vec<GpuRef>,
 }
@@ -40,6 +42,7 @@ impl Order {
         let missing = || failure("internal", "its record is gone");
         let deployment = view.deployment(unit.placement.deployment).map_err(broken)?.ok_or_else(missing)?.row;
         let placement = view.placement(unit.placement).map_err(broken)?.ok_or_else(missing)?.row;
+        let leased = on_node_loss(&deployment) == OnNodeLoss::Reschedule;
         let (spec, seat) = (deployment.spec.unwrap_or_default(), placement.seat.unwrap_or_default());
         let kinds = [RuntimeKind::Docker, RuntimeKind::Podman, RuntimeKind::Process];
         let runtime = kinds.into_iter().find(|kind| kind.name() == seat.runtime);
@@ -57,7 +60,16 @@ impl Order {
             None => Vec::new(),
         };
         let served_name = command::served_name(&spec);
-        Ok(Self { engine: engine::of(engine::kind_of(&spec)), runtime, spec, served_name, seat, environment, gpus })
+        Ok(Self {
+            engine: engine::of(engine::kind_of(&spec)),
+            runtime,
+            spec,
+            served_name,
+            seat,
+            leased,
+            environment,
+            gpus,
+        })
     }
 
     /// What is launched, once it is known where it shall listen.

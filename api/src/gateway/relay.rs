@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Incoming, SizeHint};
 use muster_agent::serving::Flight as Busy;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::origin::Lease;
 use super::rewrite::Rewriter;
@@ -18,6 +19,11 @@ use crate::server::Patience;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the provider sent nothing for {0:?}")]
 pub(super) struct ProviderStalled(Duration);
+
+/// The replica that answers may have been given to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the lease of this replica is over")]
+struct LeaseOver;
 
 /// The rest of a provider's answer. Dropping it before its end closes the connection to the provider.
 #[derive(Debug)]
@@ -32,15 +38,26 @@ pub(super) struct Relay {
     flight: Flight,
     /// Has the engine of this machine count as busy until this is dropped.
     _busy: Option<Busy>,
+    /// Ready when the engine is another node's by now.
+    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Relay {
     pub fn new(body: Incoming, lease: Lease, rewriter: Option<Rewriter>, idle: Duration, flight: Flight) -> Self {
-        Self { source: Some((body, lease)), rewriter, patience: Patience::new(idle), failed: None, flight, _busy: None }
+        Self {
+            source: Some((body, lease)),
+            rewriter,
+            patience: Patience::new(idle),
+            failed: None,
+            flight,
+            _busy: None,
+            cut: None,
+        }
     }
 
     /// Has the engine count as busy for as long as its answer is read.
     pub fn keeping(mut self, busy: Option<Busy>) -> Self {
+        self.cut = busy.as_ref().and_then(Busy::cut).map(Box::pin);
         self._busy = busy;
         self
     }
@@ -52,6 +69,13 @@ impl Relay {
 
     /// The next piece as it came.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Box<dyn Error + Send + Sync>>>> {
+        if let Some(cut) = &mut self.cut
+            && cut.as_mut().poll(cx).is_ready()
+            && self.source.take().is_some()
+        {
+            self.flight.cut();
+            return Poll::Ready(Some(Err(LeaseOver.into())));
+        }
         let Some((body, lease)) = &mut self.source else { return Poll::Ready(None) };
         let mut frame = Pin::new(&mut *body).poll_frame(cx);
         if frame.is_pending() {

@@ -38,6 +38,7 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Body::ExtendDeployment(_) => "deployment.extend",
         Body::PinDeployment(_) => "deployment.pin",
         Body::ExpireDeployment(_) => "deployment.expire",
+        Body::PlaceReplica(_) => "deployment.place",
         Body::CreateConfig(_) => "config.create",
         Body::DeleteConfig(_) => "config.delete",
     };

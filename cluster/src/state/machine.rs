@@ -116,6 +116,7 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
             totals::record(step, command)?;
             nothing
         }
+        Body::PlaceReplica(command) => Outcome::Deployment(placements::place(step, command)?),
         Body::ReportPlacement(command) => {
             placements::report(step, command)?;
             nothing

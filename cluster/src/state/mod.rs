@@ -32,7 +32,7 @@ pub use machine::Fleet;
 pub use models::{api_key_name, is_id, litellm_base};
 pub use names::name_key;
 pub use once::{CLIENT_RETENTION_MS, CLIENT_WINDOW, KEY_RETENTION_MS, key_digest};
-pub use placements::{Held, holds};
+pub use placements::{Held, holds, on_node_loss};
 pub use published::{Batch, Changes, Lagged, Published};
 pub use retention::SWEEP_LIMIT;
 pub use settings::changed as changed_settings;

@@ -3,7 +3,7 @@
 //! A placement holds a port, a share of GPUs and its deployment's names from the commit that gives it to a node until the commit
 //! that says that nothing of it is left there. What a node merely shows frees nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
@@ -13,14 +13,13 @@ use super::step::{Damaged, Row, Step, Stop, Stored, decode, refused};
 use super::totals;
 use super::view::View;
 use crate::ids::{DeploymentId, NodeId, PlacementEpoch, PlacementId};
+use crate::planner::Share;
+use crate::planner::claim::{self, Claim};
 use crate::rows::report_placement::Event;
 use crate::rows::{
-    self, Deployment, DeploymentStatus, Failure, ModelAlias, NameClaim, Node, Placement, PlacementEnded, RefusalKind,
-    Reservation, Seat, name_claim,
+    self, Deployment, DeploymentStatus, Failure, ModelAlias, NameClaim, Node, OnNodeLoss, Placement, PlacementEnded,
+    RefusalKind, Reservation, Seat, name_claim,
 };
-
-/// The whole of a GPU, in millionths.
-const WHOLE: u32 = 1_000_000;
 
 pub(super) fn key(deployment: u64, ordinal: u32) -> Vec<u8> {
     [deployment.to_be_bytes().as_slice(), &ordinal.to_be_bytes()].concat()
@@ -40,6 +39,10 @@ fn holder(key: &[u8]) -> Result<(u64, PlacementId), Damaged> {
         Some((u64::from_be_bytes(*node), PlacementId { deployment, ordinal }))
     };
     parts().ok_or_else(|| Damaged { table: 32, why: "the key of a reservation is none".to_owned() })
+}
+
+fn id_of(placement: &Placement) -> PlacementId {
+    PlacementId { deployment: DeploymentId(placement.deployment), ordinal: placement.ordinal }
 }
 
 fn alias_key(deployment: &Deployment) -> Vec<u8> {
@@ -177,28 +180,22 @@ fn release_names(step: &mut Step<'_>, deployment: &Deployment) -> Result<(), Sto
     Ok(())
 }
 
-/// Refuses a claim that a node's GPUs can not meet: what can not make room, and the largest that can, must fit together.
-fn check_gpus(step: &Step<'_>, node: u64, gpus: &[u32]) -> Result<(), Stop> {
-    let held = reservations(step, node)?;
-    for gpu in gpus {
-        let on_it = || held.iter().filter(|(_, held)| held.gpu_ids.contains(gpu));
-        let fixed: u64 =
-            on_it().filter(|(_, held)| !held.evictable).map(|(_, held)| u64::from(held.gpu_share_ppm)).sum();
-        let largest = on_it().filter(|(_, held)| held.evictable).map(|(_, held)| u64::from(held.gpu_share_ppm)).max();
-        let needed = fixed + largest.unwrap_or(0);
-        if needed > u64::from(WHOLE) {
-            let others: BTreeSet<_> = on_it().map(|(placement, _)| placement.deployment.0.to_string()).collect();
-            let others: Vec<_> = others.into_iter().collect();
-            let why = format!(
-                "GPU {gpu} of node {node} would be claimed to {}.{:02} % by the deployments {}",
-                needed * 100 / u64::from(WHOLE),
-                needed * 10_000 / u64::from(WHOLE) % 100,
-                others.join(", ")
-            );
-            return Err(refused(RefusalKind::Conflict, why));
-        }
+/// Refuses what a placement has claimed if its node's GPUs can not meet it.
+fn check_gpus(step: &Step<'_>, placement: PlacementId, seat: &Seat) -> Result<(), Stop> {
+    let held = reservations(step, seat.node_id)?;
+    let (own, others): (Vec<_>, Vec<_>) = held.iter().partition(|(holder, _)| *holder == placement);
+    let others: Vec<_> = others.into_iter().map(claim).collect();
+    for own in own {
+        let checked = claim::check(&others, &claim(own));
+        checked.map_err(|over| refused(RefusalKind::Conflict, format!("on node {}: {over}", seat.node_id)))?;
     }
     Ok(())
+}
+
+/// A reservation as the planner takes it.
+fn claim((placement, held): &(PlacementId, Reservation)) -> Claim<'_> {
+    let (share, evictable) = (Share(held.gpu_share_ppm), held.evictable);
+    Claim { placement: *placement, gpus: &held.gpu_ids, share, evictable, awake: true }
 }
 
 fn reserve(step: &mut Step<'_>, deployment: &Deployment, placement: &Placement) -> Result<(), Stop> {
@@ -239,32 +236,98 @@ fn check_seat(step: &Step<'_>, seat: &Seat) -> Result<(), Stop> {
 
 /// Gives each replica its seat, and claims what it needs there. The caller writes the deployment.
 pub(super) fn begin(step: &mut Step<'_>, deployment: &mut Deployment, seats: &[Seat]) -> Result<(), Stop> {
-    if seats.is_empty() {
+    let wish = deployment.wish.clone().unwrap_or_default();
+    // Where its caller has named the node, nobody else looks for one.
+    if wish.node_id.is_some() && seats.is_empty() {
         return Err(refused(RefusalKind::Conflict, "there is nowhere to start it"));
     }
+    let replicas = wish.replicas.max(1) as usize;
     for old in of(step, deployment.id)? {
         step.remove::<Placement>(key(old.deployment, old.ordinal));
     }
-    for (ordinal, seat) in (0..).zip(seats) {
-        check_seat(step, seat)?;
+    let seats = seats.get(..replicas).unwrap_or(seats);
+    for (ordinal, seat) in (0..).zip(seats.iter().map(Some).chain(std::iter::repeat(None)).take(replicas)) {
         let placement = Placement {
             deployment: deployment.id,
             ordinal,
-            epoch: step.index,
-            seat: Some(seat.clone()),
             status: DeploymentStatus::Starting.into(),
             status_changed_ms: step.now.0,
-            failure: None,
-            image_digest: String::new(),
+            ..Placement::default()
         };
-        step.put(key(deployment.id, ordinal), &placement)?;
-        reserve(step, deployment, &placement)?;
+        match seat {
+            Some(seat) => {
+                check_seat(step, seat)?;
+                seat_down(step, deployment, placement, seat.clone())?;
+            }
+            // The leader finds one.
+            None => step.put(key(deployment.id, ordinal), &placement)?,
+        }
     }
     claim_names(step, deployment)?;
-    for seat in seats {
-        check_gpus(step, seat.node_id, &seat.gpu_ids)?;
+    for (ordinal, seat) in (0..).zip(seats) {
+        check_gpus(step, PlacementId { deployment: DeploymentId(deployment.id), ordinal }, seat)?;
     }
     settle(step, deployment)
+}
+
+/// Gives a placement to a node: a new epoch begins.
+fn seat_down(step: &mut Step<'_>, deployment: &Deployment, mut placement: Placement, seat: Seat) -> Result<(), Stop> {
+    placement.epoch = step.index;
+    placement.placed_ms = step.now.0;
+    placement.image_digest.clear();
+    placement.seat = Some(seat);
+    reserve(step, deployment, &placement)?;
+    enter(step, placement, DeploymentStatus::Starting)
+}
+
+/// Takes a placement from the node that it has.
+fn unseat(step: &mut Step<'_>, placement: &mut Placement) {
+    if let Some(seat) = placement.seat.take() {
+        step.remove::<Reservation>(reservation_key(seat.node_id, placement.deployment, placement.ordinal));
+    }
+}
+
+/// What becomes of a deployment's replicas whose node is lost.
+#[must_use]
+pub fn on_node_loss(deployment: &Deployment) -> OnNodeLoss {
+    let wish = deployment.wish.clone().unwrap_or_default();
+    match wish.on_node_loss() {
+        OnNodeLoss::Unspecified if wish.node_id.is_some() => OnNodeLoss::Wait,
+        OnNodeLoss::Unspecified => OnNodeLoss::Reschedule,
+        said => said,
+    }
+}
+
+/// Gives a replica a place, or another one (the scheduler's word).
+pub(super) fn place(step: &mut Step<'_>, command: &rows::PlaceReplica) -> Result<rows::DeploymentAnswer, Stop> {
+    super::fleet::in_office(step, command.office)?;
+    let gone = || {
+        let why = format!("placement {}/{} is not as it was", command.deployment, command.ordinal);
+        refused(RefusalKind::OldEpoch, why)
+    };
+    let stored = step.get::<Placement>(&key(command.deployment, command.ordinal))?;
+    let mut placement = stored.ok_or_else(gone)?.row;
+    let mut deployment = existing(step, command.deployment)?.row;
+    let runs = holds(placement.status()) && placement.status() != DeploymentStatus::Stopping;
+    if placement.epoch != command.epoch || !runs || deployment.desired() != DeploymentStatus::Running {
+        return Err(gone());
+    }
+    let seat = command.seat.clone().unwrap_or_default();
+    placement.moved = placement.seat.is_some();
+    unseat(step, &mut placement);
+    check_seat(step, &seat)?;
+    placement.explained.clone_from(&command.explained);
+    placement.failure.clone_from(&command.failure);
+    if command.failure.is_some() {
+        deployment.failure.clone_from(&command.failure);
+    }
+    let id = id_of(&placement);
+    seat_down(step, &deployment, placement, seat.clone())?;
+    check_gpus(step, id, &seat)?;
+    settle(step, &mut deployment)?;
+    step.put(deployment.id.to_be_bytes().to_vec(), &deployment)?;
+    let placements = of(step, deployment.id)?;
+    Ok(rows::DeploymentAnswer { mod_index: step.index, deployment: Some(deployment), placements })
 }
 
 /// Writes a placement's new state, and frees what it no longer holds.
@@ -284,7 +347,9 @@ fn enter(step: &mut Step<'_>, mut placement: Placement, status: DeploymentStatus
 pub(super) fn stop(step: &mut Step<'_>, deployment: &mut Deployment) -> Result<(), Stop> {
     for placement in of(step, deployment.id)? {
         if holds(placement.status()) {
-            enter(step, placement, DeploymentStatus::Stopping)?;
+            // Of one that has no place nothing is left to end.
+            let status = if placement.seat.is_some() { DeploymentStatus::Stopping } else { deployment.desired() };
+            enter(step, placement, status)?;
         }
     }
     settle(step, deployment)
@@ -293,11 +358,9 @@ pub(super) fn stop(step: &mut Step<'_>, deployment: &mut Deployment) -> Result<(
 /// Claims anew after whether a deployment is pinned has changed. The caller writes the deployment.
 pub(super) fn claim_anew(step: &mut Step<'_>, deployment: &Deployment) -> Result<(), Stop> {
     for placement in of(step, deployment.id)? {
-        if holds(placement.status()) {
+        if let Some(seat) = placement.seat.as_ref().filter(|_| holds(placement.status())) {
             reserve(step, deployment, &placement)?;
-            if let Some(seat) = &placement.seat {
-                check_gpus(step, seat.node_id, &seat.gpu_ids)?;
-            }
+            check_gpus(step, id_of(&placement), seat)?;
         }
     }
     Ok(())
@@ -322,7 +385,7 @@ pub(super) fn report(step: &mut Step<'_>, command: &rows::ReportPlacement) -> Re
     };
     let stored = step.get::<Placement>(&key(command.deployment, command.ordinal))?;
     let mut placement = stored.ok_or_else(gone)?.row;
-    if placement.epoch != command.epoch {
+    if placement.epoch != command.epoch || placement.seat.is_none() {
         return Err(gone());
     }
     let Some(event) = &command.event else { return Ok(()) };
@@ -366,6 +429,13 @@ pub(super) fn lose_node(step: &mut Step<'_>, node: u64) -> Result<(), Stop> {
         let mut deployment = existing(step, id.deployment.0)?.row;
         let message = format!("node {node} does not belong to the fleet any more");
         let failure = Failure { code: "node_removed".to_owned(), message };
+        let mut stored = stored;
+        let waits = on_node_loss(&deployment) == OnNodeLoss::Wait;
+        if stored.row.status() != DeploymentStatus::Stopping && !waits {
+            unseat(step, &mut stored.row);
+            fail(step, &mut deployment, stored.row, DeploymentStatus::Starting, Some(failure))?;
+            continue;
+        }
         let status = match stored.row.status() {
             DeploymentStatus::Stopping => deployment.desired(),
             _ => DeploymentStatus::Error,

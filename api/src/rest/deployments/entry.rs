@@ -1,8 +1,8 @@
 //! A deployment as it is answered.
 
 use muster_cluster::ids::{DeploymentId, NodeId};
-use muster_cluster::rows::{Deployment, DeploymentSpec, DeploymentStatus, Engine, LoraModule, Placement};
-use muster_cluster::state::{Done, Stored, View};
+use muster_cluster::rows::{Deployment, DeploymentSpec, DeploymentStatus, Engine, LoraModule, OnNodeLoss, Placement};
+use muster_cluster::state::{Done, Stored, View, on_node_loss};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -71,6 +71,10 @@ pub struct DeploymentEntry {
     container_runtime: Option<String>,
     /// What its image is exactly.
     image_digest: Option<String>,
+    /// How many of it there shall be.
+    replicas: u32,
+    /// What becomes of a replica whose node is lost: `wait` or `reschedule`.
+    on_node_loss: &'static str,
     /// Where its replicas are, or were last.
     placements: Vec<PlacementEntry>,
     /// What is being done while it starts: `pulling image`, `loading_weights` ...
@@ -112,8 +116,9 @@ pub struct DeploymentEntry {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PlacementEntry {
     ordinal: u32,
-    node_id: u64,
-    port: u32,
+    /// Null: the leader has not found a place yet.
+    node_id: Option<u64>,
+    port: Option<u32>,
     gpu_ids: Vec<u32>,
     /// As for the deployment.
     status: &'static str,
@@ -125,12 +130,12 @@ pub struct PlacementEntry {
 
 impl PlacementEntry {
     fn of(placement: &Placement) -> Self {
-        let seat = placement.seat.clone().unwrap_or_default();
+        let seat = placement.seat.as_ref();
         Self {
             ordinal: placement.ordinal,
-            node_id: seat.node_id,
-            port: seat.port,
-            gpu_ids: seat.gpu_ids,
+            node_id: seat.map(|seat| seat.node_id),
+            port: seat.map(|seat| seat.port),
+            gpu_ids: seat.map(|seat| seat.gpu_ids.clone()).unwrap_or_default(),
             status: status(placement.status()),
             status_changed_at: time(placement.status_changed_ms),
             last_error: placement.failure.as_ref().map(|failure| failure.message.clone()),
@@ -182,6 +187,10 @@ impl DeploymentEntry {
         let state = status(row.status());
         let seat = placements.first().and_then(|placement| placement.seat.clone());
         let digest = placements.first().map(|placement| placement.image_digest.clone()).unwrap_or_default();
+        let loss = match on_node_loss(&row) {
+            OnNodeLoss::Reschedule => "reschedule",
+            OnNodeLoss::Wait | OnNodeLoss::Unspecified => "wait",
+        };
         let failure = row.failure.unwrap_or_default();
         let (spec, wish) = (row.spec.unwrap_or_default(), row.wish.unwrap_or_default());
         let keys = row.environment.unwrap_or_default().keys;
@@ -193,6 +202,8 @@ impl DeploymentEntry {
             gpu_ids: seat.as_ref().map_or(wish.gpu_ids, |seat| seat.gpu_ids.clone()),
             container_runtime: seat.map(|seat| seat.runtime),
             image_digest: Some(digest).filter(|digest| !digest.is_empty()),
+            replicas: wish.replicas.max(1),
+            on_node_loss: loss,
             placements: placements.iter().map(PlacementEntry::of).collect(),
             detail: live.detail,
             observed: live.observed,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use muster_cluster::rows::{DeploymentSpec, Engine, LoraModule, ServedName, Wish};
+use muster_cluster::rows::{DeploymentSpec, Engine, LoraModule, OnNodeLoss, ServedName, Wish};
 use muster_cluster::state::{is_id, name_key};
 use serde_json::{Map, Value};
 use unicode_normalization::UnicodeNormalization;
@@ -13,6 +13,9 @@ use crate::fields::{Fields, Given, MAX_INTEGER};
 pub(super) const NAME_LIMIT: usize = 255;
 const TEXT_LIMIT: usize = 1024;
 const LIST_LIMIT: usize = 64;
+
+/// How often a deployment can run at once.
+const REPLICAS: u64 = 64;
 
 /// GPUs of a node are numbered below this.
 const GPU_LIMIT: u64 = 1024;
@@ -90,8 +93,14 @@ const OURS: [&str; 27] = [
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "the description of the body; it is read field by field")]
 pub struct DeploymentInput {
-    /// The node that it shall run on.
+    /// The node that it shall run on. Left out: the leader looks for one, by free memory, by what is there already, and away from
+    /// other replicas.
     node_id: Option<u64>,
+    /// How often it shall run, 1 to 64, on different nodes as far as there are some. Requests go to whichever has least to do.
+    replicas: Option<u32>,
+    /// What becomes of a replica whose node is lost: `wait` for the node, or `reschedule` to another one. Left out: `wait` where
+    /// `node_id` was given, else `reschedule`.
+    on_node_loss: Option<String>,
     /// What the engine loads: a name at the hub, or a path.
     #[schema(example = "meta-llama/Meta-Llama-3-8B")]
     model_name: String,
@@ -186,7 +195,17 @@ fn draft(fields: &mut Fields) -> Draft {
         node_id: fields.integer("node_id", 1, MAX_INTEGER).value(),
         gpu_ids,
         port: count(fields, "port", 1, u64::from(u16::MAX)),
+        replicas: count(fields, "replicas", 1, REPLICAS).unwrap_or_default(),
+        on_node_loss: match fields.word("on_node_loss", &["wait", "reschedule"]).value() {
+            Some("wait") => OnNodeLoss::Wait,
+            Some(_) => OnNodeLoss::Reschedule,
+            None => OnNodeLoss::Unspecified,
+        }
+        .into(),
     };
+    if wish.replicas > 1 && wish.node_id.is_some() {
+        fields.wrong("replicas", "must be 1 where node_id names the node; leave that out for more");
+    }
     Draft {
         names: names(fields, &spec),
         spec,

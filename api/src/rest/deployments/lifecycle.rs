@@ -45,6 +45,11 @@ async fn start_there(
     wish: &Wish,
 ) -> Result<DeploymentEntry, ApiError> {
     let mut tried = None;
+    if wish.node_id.is_none() {
+        let command = StartDeployment { what: Some(what), seats: Vec::new() };
+        let outcome = write.propose(member, body, command::Body::StartDeployment(command)).await?;
+        return entry(&member.consensus.local(), outcome);
+    }
     for _ in 0..ATTEMPTS {
         let view = member.consensus.linearizable().await?;
         let seat = match (seats::find(&view, spec, wish), tried.take()) {
@@ -69,9 +74,6 @@ async fn start_draft(
     mut fields: Fields,
 ) -> Result<DeploymentEntry, ApiError> {
     let draft = read_start(&mut fields);
-    if draft.wish.node_id.is_none() {
-        fields.required("node_id");
-    }
     fields.finish()?;
     let member = state.member()?;
     if let Some(done) = write.first_answer(&member, body).await? {
@@ -107,7 +109,8 @@ struct FromManifest {
     /// What `GET /api/deployments/{deployment_id}/manifest` answers.
     #[schema(value_type = Object)]
     manifest: Value,
-    node_id: u64,
+    /// Left out: the leader looks for a place.
+    node_id: Option<u64>,
     port: Option<u16>,
     owner: String,
     duration_seconds: Option<u64>,
@@ -220,11 +223,11 @@ async fn restart(
     let view = member.consensus.linearizable().await?;
     let deployment = find(&view, &id.to_string())?.row;
     let mut wish = deployment.wish.unwrap_or_default();
-    if let Some(seat) = view.placements(DeploymentId(id))?.into_iter().next().and_then(|placement| placement.seat) {
-        wish = Wish { node_id: Some(seat.node_id), gpu_ids: seat.gpu_ids, port: Some(seat.port) };
-    }
-    if wish.node_id.is_none() {
-        return Err(ApiError::Conflict(format!("deployment {id} has never run, and its record names no node")));
+    // Where the leader has found the place, it finds one again.
+    if wish.node_id.is_some()
+        && let Some(seat) = view.placements(DeploymentId(id))?.into_iter().next().and_then(|placement| placement.seat)
+    {
+        wish = Wish { gpu_ids: seat.gpu_ids, port: Some(seat.port), ..wish };
     }
     let restart = RestartDeployment { id, precondition: write.precondition.clone(), owner, duration_s };
     let spec = deployment.spec.unwrap_or_default();

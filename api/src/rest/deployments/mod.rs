@@ -1,6 +1,7 @@
 //! `/api/deployments`: what shall run on the fleet (seed 004).
 
 mod entry;
+mod explain;
 mod input;
 mod lifecycle;
 mod logs;
@@ -157,4 +158,5 @@ pub(super) fn router() -> OpenApiRouter<ApiState> {
         .routes(routes!(manifest))
         .merge(lifecycle::router())
         .merge(logs::router())
+        .merge(explain::router())
 }

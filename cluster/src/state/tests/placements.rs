@@ -6,9 +6,9 @@ use crate::rows::report_placement::Event;
 use crate::rows::start_deployment::What;
 use crate::rows::{
     CreateDeployment, DeleteDeployment, Deployment, DeploymentSpec, DeploymentStatus as Status, ExpireDeployment,
-    ExtendDeployment, Failure, GpuFact, PinDeployment, Placement, PlacementEnded, PlacementFailed, PlacementLoading,
-    PlacementRunning, ReportPlacement, Reservation, RestartDeployment, Seat, ServedName, StartDeployment,
-    StopDeployment,
+    ExtendDeployment, Failure, GpuFact, PinDeployment, PlaceReplica, Placement, PlacementEnded, PlacementFailed,
+    PlacementLoading, PlacementRunning, ReportPlacement, Reservation, RestartDeployment, Seat, ServedName,
+    StartDeployment, StopDeployment, Wish,
 };
 
 const HOUR_S: u64 = 3600;
@@ -40,13 +40,24 @@ fn seat(node_id: u64, gpu_ids: &[u32], port: u32) -> Seat {
     Seat { node_id, gpu_ids: gpu_ids.to_vec(), port, runtime: "process".to_owned(), warm: false }
 }
 
-fn start(create: CreateDeployment, seat: Seat) -> Body {
+fn start(mut create: CreateDeployment, seat: Seat) -> Body {
+    create.wish.get_or_insert(wish(Some(seat.node_id), 1));
     Body::StartDeployment(StartDeployment { what: Some(What::Create(create)), seats: vec![seat] })
 }
 
 fn restart(id: u64, seat: Seat) -> Body {
     let restart = RestartDeployment { id, owner: "others".to_owned(), duration_s: None, precondition: None };
     Body::StartDeployment(StartDeployment { what: Some(What::Restart(restart)), seats: vec![seat] })
+}
+
+fn wish(node_id: Option<u64>, replicas: u32) -> Wish {
+    Wish { node_id, replicas, ..Wish::default() }
+}
+
+/// Starts what the leader finds places for.
+fn start_anywhere(names: &[&str], share: u32, replicas: u32) -> Body {
+    let create = CreateDeployment { wish: Some(wish(None, replicas)), ..described(names, share) };
+    Body::StartDeployment(StartDeployment { what: Some(What::Create(create)), seats: Vec::new() })
 }
 
 fn stop(id: u64) -> Body {
@@ -266,7 +277,8 @@ fn nothing_is_started_that_is_not_over() {
     assert_eq!(replica.refused(restart(1, seat(1, &[0], 8001))), RefusalKind::Conflict, "it is stopping");
     replica.report(1, ended(None));
     replica.run(restart(1, seat(1, &[0], 8001)));
-    let nowhere = StartDeployment { what: Some(What::Create(described(&["y"], 1))), seats: Vec::new() };
+    let create = CreateDeployment { wish: Some(wish(Some(1), 1)), ..described(&["y"], 1) };
+    let nowhere = StartDeployment { what: Some(What::Create(create)), seats: Vec::new() };
     assert_eq!(replica.refused(Body::StartDeployment(nowhere)), RefusalKind::Conflict);
 }
 
@@ -328,4 +340,92 @@ fn a_node_that_leaves_the_fleet_holds_nothing_any_more() {
     assert_eq!(replica.count::<Reservation>(), 1);
     assert!(matches!(replica.view().name_holder("x"), Ok(None)));
     assert!(matches!(replica.view().name_holder("Z"), Ok(Some(rows::name_claim::Holder::Deployment(3)))));
+}
+
+impl Replica {
+    fn office(&self) -> u64 {
+        self.view().office().expect("readable").map_or(0, |(office, _)| office.0)
+    }
+
+    /// The scheduler's word for a replica, as it is now.
+    fn place(&self, id: u64, ordinal: u32, seat: Seat) -> Body {
+        let of = PlacementId { deployment: DeploymentId(id), ordinal };
+        let epoch = self.view().placement(of).expect("readable").expect("there").row.epoch;
+        let (office, explained, failure) = (self.office(), "because".to_owned(), None);
+        let seat = Some(seat);
+        Body::PlaceReplica(PlaceReplica { office, deployment: id, ordinal, epoch, seat, explained, failure })
+    }
+}
+
+#[test]
+fn replicas_without_a_place_wait_for_the_leader() {
+    let mut replica = fleet();
+    replica.at(START_MS + 1);
+    let row = replica.deployment(start_anywhere(&["x"], 600_000, 2));
+    assert_eq!((row.status(), replica.count::<Placement>(), replica.count::<Reservation>()), (Status::Starting, 2, 0));
+    assert_eq!(replica.refused(start_anywhere(&["X"], 1, 1)), RefusalKind::Conflict, "its name is held all the same");
+    let body = replica.report_of(1, running());
+    assert_eq!(replica.refused(body), RefusalKind::OldEpoch, "nobody has it");
+    let first = replica.place(1, 0, seat(1, &[0], 8001));
+    replica.run(first.clone());
+    assert_eq!(replica.placement(1).epoch, replica.index);
+    assert_eq!(replica.placement(1).explained, "because");
+    assert_eq!(replica.refused(first), RefusalKind::OldEpoch, "it was placed meanwhile");
+    let there = replica.place(1, 1, seat(1, &[0], 8002));
+    assert_eq!(replica.refused(there), RefusalKind::Conflict, "its GPU has no room for both");
+    let late = match replica.place(1, 1, seat(2, &[0], 8001)) {
+        Body::PlaceReplica(place) => Body::PlaceReplica(PlaceReplica { office: place.office - 1, ..place }),
+        _ => panic!("another command"),
+    };
+    assert_eq!(replica.refused(late), RefusalKind::OldOffice);
+    replica.report(1, running());
+    assert_eq!(replica.row(1).status(), Status::Running, "one replica is enough");
+    replica.run(stop(1));
+    let view = replica.view();
+    let statuses: Vec<_> = view.placements(DeploymentId(1)).expect("readable").iter().map(Placement::status).collect();
+    assert_eq!(statuses, [Status::Stopping, Status::Stopped], "of one that has no place nothing is left to end");
+    replica.report(1, ended(None));
+    assert!(replica.holds_nothing() && replica.row(1).status() == Status::Stopped);
+}
+
+#[test]
+fn a_replica_that_is_given_to_another_node_is_no_longer_the_first_ones() {
+    let mut replica = fleet();
+    replica.at(START_MS + 1);
+    replica.run(start_anywhere(&["x"], 600_000, 1));
+    let body = replica.place(1, 0, seat(1, &[0], 8001));
+    replica.run(body);
+    let old = replica.report_of(1, running());
+    replica.report(1, running());
+    let body = match replica.place(1, 0, seat(2, &[1], 8002)) {
+        Body::PlaceReplica(place) => Body::PlaceReplica(PlaceReplica { failure: failure("node_lost"), ..place }),
+        _ => panic!("another command"),
+    };
+    let row = replica.deployment(body);
+    assert_eq!((row.status(), row.failure), (Status::Starting, failure("node_lost")));
+    assert_eq!(replica.refused(old), RefusalKind::OldEpoch);
+    assert_eq!(replica.view().held_on(NodeId(1)).expect("readable"), []);
+    assert_eq!(replica.view().held_on(NodeId(2)).expect("readable").len(), 1);
+    replica.report(1, running());
+    assert_eq!(replica.row(1).failure, None);
+    replica.run(stop(1));
+    let body = replica.place(1, 0, seat(1, &[0], 8001));
+    assert_eq!(replica.refused(body), RefusalKind::OldEpoch, "what is being stopped is not moved");
+}
+
+#[test]
+fn what_may_move_waits_for_another_node_when_its_own_leaves_the_fleet() {
+    let mut replica = fleet();
+    replica.at(START_MS + 1);
+    replica.run(start_anywhere(&["x"], 600_000, 1));
+    let body = replica.place(1, 0, seat(2, &[0], 8001));
+    replica.run(body);
+    replica.report(1, running());
+    replica.run(Body::RemoveNode(rows::RemoveNode { id: 2, holders: vec![1], keys: Vec::new() }));
+    assert_eq!((replica.row(1).status(), replica.placement(1).seat), (Status::Starting, None));
+    assert_eq!(replica.count::<Reservation>(), 0);
+    let body = replica.place(1, 0, seat(1, &[0], 8001));
+    replica.run(body);
+    replica.report(1, running());
+    assert_eq!(replica.row(1).status(), Status::Running);
 }
