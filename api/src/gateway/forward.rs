@@ -57,10 +57,16 @@ impl Call {
     }
 
     /// Asks the provider. An engine of this machine is busy for as long as the answer is read.
-    pub async fn run(&self, target: &Target, busy: Option<Busy>) -> Result<Response<GatewayBody>, GatewayError> {
+    pub async fn run(
+        &self,
+        target: &Target,
+        busy: Option<Busy>,
+        connect_limit: Duration,
+    ) -> Result<Response<GatewayBody>, GatewayError> {
         let renamed = self.name != target.model_id;
         let flight = target.tally.depart();
-        let asking = target.origin.ask(|| self.request(target, renamed));
+        let load = target.load.departs();
+        let asking = target.origin.ask(|| self.request(target, renamed), connect_limit);
         let asked = tokio::time::timeout(self.timeout, asking).await;
         let model = || target.name.clone();
         let (response, lease) = match asked {
@@ -73,7 +79,7 @@ impl Call {
             if target.is_node && head.headers.contains_key(NOT_SERVED) {
                 return Err(GatewayError::NotServed);
             }
-            let relay = Relay::new(body, lease, None, ERROR_TIME, flight).keeping(busy);
+            let relay = Relay::new(body, lease, None, ERROR_TIME, flight).keeping(busy, load);
             if target.is_node {
                 // Another gateway has put it into our form.
                 return Ok(passed(head.status, &head.headers, GatewayBody::relay(relay)));
@@ -85,7 +91,7 @@ impl Call {
         // The server does not even begin with a body of no length.
         let short = length == Some(0)
             || length.is_some_and(|length| length <= WHOLE_LIMIT) && matches!(rewriter, Some(Rewriter::Object(_)));
-        let mut relay = Relay::new(body, lease, rewriter, self.timeout, flight).keeping(busy);
+        let mut relay = Relay::new(body, lease, rewriter, self.timeout, flight).keeping(busy, load);
         let body = if short {
             let whole = collect(&mut relay, &target.name).await?;
             relay.answered();

@@ -20,6 +20,7 @@ mod uses;
 use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +33,9 @@ use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::Either;
 use hyper::body::Body;
+use muster_agent::serving::Flight as Busy;
 use muster_cluster::ids::{ModelId, PlacementEpoch, PlacementId};
+use muster_cluster::planner::balance;
 use muster_cluster::sealing::SecretText;
 use percent_encoding::percent_decode_str;
 use tower::util::Oneshot;
@@ -43,9 +46,10 @@ use body::{Collected, Held};
 use deployments::Meant;
 use error::GatewayError;
 use forward::Call;
+use origin::CONNECT_LIMIT;
 use resolve::{Aim, Resolver, Shared};
 pub(crate) use tally::Tally;
-use target::{Endpoint, INDEX, MODEL, PLACEMENT, ReplicaOf, placement};
+use target::{Endpoint, INDEX, MODEL, PLACEMENT, ReplicaOf, Target, placement};
 
 use crate::context::{REQUEST_ID, TRACEPARENT, is_plain};
 use crate::server::{HttpService, Peer, RequestBody};
@@ -237,7 +241,7 @@ impl Worker {
         match aim {
             Aim::Model(target) => {
                 model.clone_from(&target.name);
-                Box::pin(call.run(&target, None)).await
+                Box::pin(call.run(&target, None, CONNECT_LIMIT)).await
             }
             Aim::Deployment(meant) => {
                 model.clone_from(&meant.name);
@@ -246,43 +250,58 @@ impl Worker {
         }
     }
 
-    /// Asks one replica after the other until one has begun to answer.
+    /// Asks one replica after the other until one has begun to answer: first the one of two that has less to do.
     async fn try_replicas(&self, call: &Call, meant: &Meant) -> Result<Response<GatewayBody>, GatewayError> {
-        let gateway = &self.0.gateway;
+        let mut left: Vec<_> = meant.replicas.iter().collect();
         let mut last = None;
-        let first = self.0.requests.load(Ordering::Relaxed) as usize;
-        for turn in 0..meant.replicas.len() {
-            let Some(seat) = meant.replicas.get((first + turn) % meant.replicas.len()) else { continue };
-            let of = ReplicaOf {
-                placement: seat.placement,
-                epoch: seat.epoch,
-                name: &meant.name,
-                model_id: &meant.model_id,
-            };
-            let reached = self.with_replica(|resolver, replica| {
-                if seat.node != replica.identity.node {
-                    return Ok(resolver
-                        .elsewhere(&of, seat.node, replica, &gateway.shared)
-                        .map(|target| (target, None)));
+        while !left.is_empty() {
+            let loads = self.with_replica(|resolver, replica| Ok(resolver.loads(replica, meant, &left)))?;
+            let Some(next) = balance::pick(&loads, self.random()) else { break };
+            let seat = left.swap_remove(next);
+            let Some((target, busy)) = self.reach(meant, seat)? else { continue };
+            // Where there is another one, a node that does not answer is not waited for.
+            let limit = if left.is_empty() { CONNECT_LIMIT } else { NEXT_AFTER };
+            match call.run(&target, busy, limit).await {
+                Err(error @ GatewayError::NoReplica { .. }) => {
+                    self.resolver().eject(seat.node);
+                    last = Some(error);
                 }
-                let served = replica.serving.find(seat.placement, seat.epoch);
-                let Some((served, busy)) = served.and_then(|served| Some((served.clone(), served.admit()?))) else {
-                    return Ok(None);
-                };
-                let target = resolver.engine(&of, served.endpoint(), &gateway.shared);
-                Ok(target.map(|target| (target, Some(busy))))
-            })?;
-            let Some((target, busy)) = reached else { continue };
-            match call.run(&target, busy).await {
-                Err(error @ (GatewayError::NoReplica { .. } | GatewayError::NotServed)) => last = Some(error),
+                Err(GatewayError::NotServed) => {}
                 answer => return answer,
             }
         }
-        match last {
-            Some(error @ GatewayError::NoReplica { .. }) => Err(error),
-            // It was running a moment ago.
-            _ => Err(GatewayError::Loading { name: meant.name.clone(), deployment: meant.id.0 }),
-        }
+        // It was running a moment ago.
+        Err(last.unwrap_or(GatewayError::Loading { name: meant.name.clone(), deployment: meant.id.0 }))
+    }
+
+    /// How a replica is called; `None` if this node has it and does not serve it now.
+    fn reach(
+        &self,
+        meant: &Meant,
+        seat: &deployments::Replica,
+    ) -> Result<Option<(Arc<Target>, Option<Busy>)>, GatewayError> {
+        let shared = &self.0.gateway.shared;
+        let of =
+            ReplicaOf { placement: seat.placement, epoch: seat.epoch, name: &meant.name, model_id: &meant.model_id };
+        self.with_replica(|resolver, replica| {
+            if seat.node != replica.identity.node {
+                return Ok(resolver.elsewhere(&of, seat.node, replica, shared).map(|target| (target, None)));
+            }
+            let served = replica.serving.find(seat.placement, seat.epoch);
+            let Some((served, busy)) = served.and_then(|served| Some((served.clone(), served.admit()?))) else {
+                return Ok(None);
+            };
+            Ok(resolver.engine(&of, served.endpoint(), shared).map(|target| (target, Some(busy))))
+        })
+    }
+
+    /// Two numbers that nobody has to guess.
+    fn random(&self) -> [u64; 2] {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (self.0.prefix, self.0.requests.fetch_add(1, Ordering::Relaxed)).hash(&mut hasher);
+        let first = hasher.finish();
+        first.hash(&mut hasher);
+        [first, hasher.finish()]
     }
 
     /// Answers what another gateway asks.
@@ -338,7 +357,7 @@ impl Worker {
         let name = target.model_id.clone();
         let request_id = request_id.clone();
         let call = Call { endpoint, body, written, name, request_id, traceparent, timeout };
-        Box::pin(call.run(&target, None)).await
+        Box::pin(call.run(&target, None, CONNECT_LIMIT)).await
     }
 
     /// Answers another gateway that asks for a replica of this node, if it is served here in that epoch.
@@ -365,7 +384,7 @@ impl Worker {
         })?;
         let request_id = request_id.clone();
         let call = Call { endpoint, body, written, name, request_id, traceparent, timeout };
-        Box::pin(call.run(&target, Some(busy))).await
+        Box::pin(call.run(&target, Some(busy), CONNECT_LIMIT)).await
     }
 }
 
@@ -374,6 +393,9 @@ fn json(body: Bytes) -> Response<GatewayBody> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
+
+/// How long a replica may take to be connected to when there is another one.
+const NEXT_AFTER: Duration = Duration::from_millis(800);
 
 /// How long a gateway that is asked by another may take to catch up with it.
 const CATCH_UP: Duration = Duration::from_secs(2);

@@ -26,7 +26,7 @@ use super::body::Pieces;
 use crate::upstream::is_forbidden;
 
 /// How long making a connection may take, TLS included.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long an idle connection is kept. Engines close theirs after five seconds, and a request that meets that is lost.
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
@@ -181,8 +181,8 @@ impl Origin {
         self.idle().is_empty()
     }
 
-    async fn connect(&self) -> Result<Connected, OriginError> {
-        match tokio::time::timeout(CONNECT_LIMIT, self.connect_unbounded()).await {
+    async fn connect(&self, limit: Duration) -> Result<Connected, OriginError> {
+        match tokio::time::timeout(limit, self.connect_unbounded()).await {
             Ok(outcome) => outcome,
             Err(_) => Err(OriginError::Slow),
         }
@@ -220,6 +220,7 @@ impl Origin {
     pub async fn ask(
         self: &Arc<Self>,
         request: impl Fn() -> Request<Pieces>,
+        connect_limit: Duration,
     ) -> Result<(Response<Incoming>, Lease), OriginError> {
         if let Some(kept) = poll_fn(|cx| Poll::Ready(self.kept(cx))).await {
             let (begun, mut lease) = (Instant::now(), Lease { connected: kept, origin: Arc::clone(self) });
@@ -229,7 +230,7 @@ impl Origin {
                 Err(error) => tracing::debug!(%error, "a kept connection was closed"),
             }
         }
-        let mut lease = Lease { connected: self.connect().await?, origin: Arc::clone(self) };
+        let mut lease = Lease { connected: self.connect(connect_limit).await?, origin: Arc::clone(self) };
         match lease.send(request()).await {
             Ok(response) => Ok((response, lease)),
             Err(error) => Err(OriginError::Broken(error)),

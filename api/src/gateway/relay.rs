@@ -13,6 +13,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::origin::Lease;
 use super::rewrite::Rewriter;
 use super::tally::Flight;
+use super::target::Loaded;
 use crate::server::Patience;
 
 /// The provider sent nothing more in time.
@@ -38,6 +39,8 @@ pub(super) struct Relay {
     flight: Flight,
     /// Has the engine of this machine count as busy until this is dropped.
     _busy: Option<Busy>,
+    /// Has the replica count as loaded until this is dropped.
+    _load: Option<Loaded>,
     /// Ready when the engine is another node's by now.
     cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
@@ -51,12 +54,14 @@ impl Relay {
             failed: None,
             flight,
             _busy: None,
+            _load: None,
             cut: None,
         }
     }
 
     /// Has the engine count as busy for as long as its answer is read.
-    pub fn keeping(mut self, busy: Option<Busy>) -> Self {
+    pub fn keeping(mut self, busy: Option<Busy>, load: Loaded) -> Self {
+        self._load = Some(load);
         self.cut = busy.as_ref().and_then(Busy::cut).map(Box::pin);
         self._busy = busy;
         self

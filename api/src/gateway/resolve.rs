@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use muster_agent::runtime::Endpoint;
 use muster_cluster::ids::{CredentialId, ModelId, NodeId, PlacementEpoch, PlacementId};
+use muster_cluster::membership::Liveness;
+use muster_cluster::planner::balance::Candidate;
 use muster_cluster::rows::Model;
 use muster_cluster::state::{Stored, View, api_key_name, key_hash, scope};
 use serde_json::json;
@@ -24,6 +26,9 @@ use crate::state::Replica;
 
 /// How many keys and names a thread remembers. They are the fleet's own, so that only a very large fleet has more.
 const REMEMBERED: usize = 100_000;
+
+/// How long a node that has failed is asked last.
+const EJECTED: Duration = Duration::from_secs(3);
 
 /// How many replicas a thread remembers how to call.
 const REPLICAS: usize = 10_000;
@@ -42,6 +47,8 @@ pub(super) struct Resolver {
     list: Option<(u64, Bytes)>,
     deployments: HashMap<String, (u64, Arc<Meant>)>,
     replicas: HashMap<ReplicaKey, Arc<Target>>,
+    /// Nodes that have just failed, and until when others are asked first.
+    ejected: HashMap<NodeId, Instant>,
     common: Option<Arc<Common>>,
     origins: HashMap<Address, Arc<Origin>>,
     swept: Option<Instant>,
@@ -358,6 +365,33 @@ impl Resolver {
         let target = Arc::new(replica.there(replica.epoch.0, origin, shared.tally.of(replica.name))?);
         self.remember(key, &target);
         Some(target)
+    }
+
+    /// How much each of these replicas has to do, as far as this thread knows, and which are better left alone.
+    pub fn loads(&mut self, replica: &Replica, meant: &Meant, of: &[&deployments::Replica]) -> Vec<Candidate> {
+        let now = Instant::now();
+        self.ejected.retain(|_, until| *until > now);
+        let roster = (of.len() > 1).then(|| replica.gossip.roster());
+        let is_down = |node| {
+            let heard = roster.as_ref().and_then(|roster| roster.node(node).map(|heard| heard.liveness));
+            matches!(heard, Some(Liveness::Down))
+        };
+        let key = |one: &deployments::Replica| (one.placement, one.epoch, meant.model_id.clone());
+        let candidate = |one: &&deployments::Replica| Candidate {
+            load: self.replicas.get(&key(one)).map_or(0, |target| target.load.now()),
+            ejected: self.ejected.contains_key(&one.node) || is_down(one.node),
+        };
+        let mut loads: Vec<_> = of.iter().map(candidate).collect();
+        // Better one that may not answer than none.
+        if loads.iter().all(|candidate| candidate.ejected) {
+            loads.iter_mut().for_each(|candidate| candidate.ejected = false);
+        }
+        loads
+    }
+
+    /// Has others be asked first for a while.
+    pub fn eject(&mut self, node: NodeId) {
+        self.ejected.insert(node, Instant::now() + EJECTED);
     }
 
     fn remember(&mut self, key: ReplicaKey, target: &Arc<Target>) {

@@ -1,5 +1,6 @@
 //! A model of the registry as the gateway calls it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -99,6 +100,35 @@ pub(super) struct Target {
     pub deployment: Option<DeploymentId>,
     /// Its counts.
     pub tally: ModelTally,
+    /// What is under way to it from this thread.
+    pub load: Load,
+}
+
+/// How many requests are under way.
+#[derive(Debug, Default)]
+pub(super) struct Load(Arc<AtomicU64>);
+
+impl Load {
+    /// So many.
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more, until it is dropped.
+    pub fn departs(&self) -> Loaded {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Loaded(Arc::clone(&self.0))
+    }
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub(super) struct Loaded(Arc<AtomicU64>);
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Target {
@@ -200,6 +230,7 @@ pub(super) fn target(
         is_node: false,
         deployment: None,
         tally,
+        load: Load::default(),
     })
 }
 
@@ -232,6 +263,7 @@ pub(super) fn through(
         is_node: true,
         deployment: None,
         tally,
+        load: Load::default(),
     })
 }
 
@@ -266,6 +298,7 @@ impl ReplicaOf<'_> {
             is_node,
             deployment: Some(self.placement.deployment),
             tally,
+            load: Load::default(),
         })
     }
 
