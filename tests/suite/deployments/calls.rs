@@ -1,8 +1,8 @@
 //! Calls of models through every node: bodies, streams, and owners that do not answer.
 
-use muster_tests::upstream::Wire;
 use muster_tests::fleet::PATIENCE;
 use muster_tests::process::wait_for;
+use muster_tests::upstream::Wire;
 use serde_json::{Value, json};
 
 use super::{CHAT, Park, Yard, answers, call, chat, running, with};
@@ -42,7 +42,10 @@ fn every_node_calls_a_model_whichever_has_its_engine() {
                 assert!(!answer.header("x-request-id").is_empty());
                 let prompt = json!({"model": model, "prompt": "once upon a time", "max_tokens": 4});
                 let answer = caller.post("/v1/completions", &prompt).expect(200);
-                assert_eq!((&answer.body["model"], &answer.body["usage"]["completion_tokens"]), (&json!(model), &json!(4)));
+                assert_eq!(
+                    (&answer.body["model"], &answer.body["usage"]["completion_tokens"]),
+                    (&json!(model), &json!(4))
+                );
                 let streamed = with(&chat(model), &json!({"stream": true, "stream_options": {"include_usage": true}}));
                 let answer = caller.post(CHAT, &streamed).expect(200);
                 let (events, whole) = events(&answer.text);

@@ -89,7 +89,8 @@ fn an_end_is_moved_without_a_restart() {
     admin.post("/api/deployments/9/extend", &json!({"hours": 1})).is_error(404, "NOT_FOUND");
 
     // While it loads its time has not begun.
-    let changes = json!({"model_name": "slow", "gpu_ids": [1], "duration_seconds": 3600, "extra_args": ["--load-seconds=3"]});
+    let changes =
+        json!({"model_name": "slow", "gpu_ids": [1], "duration_seconds": 3600, "extra_args": ["--load-seconds=3"]});
     let slow = start(&admin, &changes);
     is(&admin, slow, "loading");
     let extended = admin.post(&format!("/api/deployments/{slow}/extend"), &json!({"hours": 1})).expect(200).body;

@@ -86,7 +86,7 @@ fn an_engine_that_runs_is_kept_though_its_node_could_not_start_it_any_more() {
     is(&yard.api(other), id, "stopped");
     assert!(!engine.runs());
     // Without a program nothing new is started there, and with one it is.
-    super::ask(&yard.api(other), &json!({"node_id": owner + 1})).is_error(400, "BAD_REQUEST");
+    super::ask(&yard.api(other), &json!({"node_id": owner + 1})).is_error(409, "CONFLICT");
     yard.mesh.machines[owner].kill();
     yard.mesh.machines[owner].variables = all;
     yard.mesh.restart(owner);

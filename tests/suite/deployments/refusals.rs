@@ -1,6 +1,6 @@
 //! Starts that are refused, each with its reason, and nothing is left of them.
 
-use muster_tests::fleet::Fleet;
+use muster_tests::mesh::{Machine, Mesh};
 use serde_json::{Value, json};
 
 use super::{Park, answers, ask, is, running, start, wanted, with};
@@ -68,11 +68,11 @@ fn every_field_that_is_missing_or_wrong_is_named() {
 
 #[test]
 fn a_node_without_programs_and_containers_runs_nothing() {
-    let fleet = Fleet::start();
-    let refused = ask(&fleet.admin(), &json!({"gpu_ids": null}));
+    let mesh = Mesh::of(vec![Machine::on_loopback()]);
+    let refused = ask(&mesh.api(0), &json!({"gpu_ids": null}));
     refused.is_error(409, "CONFLICT");
     assert!(refused.body["detail"].as_str().expect("a reason").contains("engine_sim"), "{refused}");
-    assert_eq!(fleet.admin().get("/api/deployments").expect(200).body, json!([]));
+    assert_eq!(mesh.api(0).get("/api/deployments").expect(200).body, json!([]));
 }
 
 #[test]
@@ -106,11 +106,12 @@ fn a_served_name_is_one_deployments_alone_and_another_is_suggested() {
     assert_eq!(check("name=m"), free);
     let small = |changes: Value| with(&json!({"gpu_memory_fraction": 0.05, "model_name": "m"}), &changes);
     let first = running(&admin, &small(json!({})));
-    let taken = |suggestion: &str| {
-        json!({"available": false, "conflict_id": first, "conflict_model": "m", "suggestion": suggestion})
-    };
+    let taken = |suggestion: &str| json!({"available": false, "conflict_id": first, "conflict_model": "m", "suggestion": suggestion});
     assert_eq!(check("name=m"), taken("m-2"));
-    assert_eq!(check("name=%20M%20"), json!({"available": false, "conflict_id": first, "conflict_model": "m", "suggestion": "M-2"}));
+    assert_eq!(
+        check("name=%20M%20"),
+        json!({"available": false, "conflict_id": first, "conflict_model": "m", "suggestion": "M-2"})
+    );
     ask(&admin, &small(json!({}))).is_error(409, "CONFLICT");
     let second = running(&admin, &small(json!({"engine_args": {"served_model_name": "m-2"}})));
     assert_eq!(check("name=m"), taken("m-3"));
@@ -123,7 +124,10 @@ fn a_served_name_is_one_deployments_alone_and_another_is_suggested() {
     for name in ["alias", "a1", "a2"] {
         assert_eq!(check(&format!("name={name}"))["conflict_id"], json!(3), "{name}");
         let refused = ask(&admin, &small(json!({"engine_args": {"served_model_name": name}})));
-        assert!(refused.is_error(409, "CONFLICT").body["detail"].as_str().expect("a reason").contains(name), "{refused}");
+        assert!(
+            refused.is_error(409, "CONFLICT").body["detail"].as_str().expect("a reason").contains(name),
+            "{refused}"
+        );
     }
     let _ = admin.post("/api/models", &json!({"name": "registered", "provider": "openai", "modelId": "x"})).expect(201);
     assert_eq!(check("name=registered")["available"], json!(false));

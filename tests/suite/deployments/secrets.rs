@@ -37,7 +37,8 @@ fn the_environment_reaches_the_engine_and_is_nowhere_else() {
     let mut park = Park::with(2, &[("MUSTER_LOG", "trace")]);
     let admin = park.admin();
     let mut answers = Vec::new();
-    let value = json!([{"key": "HF_TOKEN", "value": "CANARY-of-a-test"}, {"key": "QUOTED", "value": "\"CANARY quoted\""}]);
+    let value =
+        json!([{"key": "HF_TOKEN", "value": "CANARY-of-a-test"}, {"key": "QUOTED", "value": "\"CANARY quoted\""}]);
     let changes = json!({"env_vars": value, "model_name": "VISIBLE", "node_id": 2});
     let started = ask(&admin, &changes).expect(200);
     let id = started.body["id"].as_u64().expect("a number");
@@ -60,7 +61,15 @@ fn the_environment_reaches_the_engine_and_is_nowhere_else() {
     let refused = json!({"env_vars": [{"key": "VLLM_API_KEY", "value": "CANARY-refused"}], "model_name": "refused", "gpu_ids": [1]});
     let refused = start(&admin, &refused);
     assert!(is(&admin, refused, "error")["last_error"].as_str().expect("a reason").contains("VLLM_API_KEY"));
-    for path in ["/api/deployments", "/api/deployments/1", "/api/deployments/1/manifest", "/api/deployments/2", "/api/audit", "/metrics", "/api/nodes"] {
+    for path in [
+        "/api/deployments",
+        "/api/deployments/1",
+        "/api/deployments/1/manifest",
+        "/api/deployments/2",
+        "/api/audit",
+        "/metrics",
+        "/api/nodes",
+    ] {
         answers.push(admin.get(path).expect(200));
     }
     answers.push(call(&park.user(), "VISIBLE").expect(200));
@@ -71,7 +80,8 @@ fn the_environment_reaches_the_engine_and_is_nowhere_else() {
     park.fleet.restart();
     let admin = park.admin();
     super::gone(&engine);
-    let again = muster_tests::process::wait_for(muster_tests::fleet::PATIENCE, "another engine", || park.engines().pop());
+    let again =
+        muster_tests::process::wait_for(muster_tests::fleet::PATIENCE, "another engine", || park.engines().pop());
     assert_eq!(again.variable("HF_TOKEN").as_deref(), Some("CANARY-of-a-test"));
     is(&admin, id, "running");
     let _ = admin.delete(&format!("/api/deployments/{id}")).expect(200);

@@ -27,7 +27,8 @@ fn engines_outlive_their_node_and_are_taken_up_again_whatever_they_were_doing() 
     assert_eq!(before.len(), 2, "{before:?}");
     let entries = [runs, loads].map(|id| super::look(&yard.api(other), id).expect("an entry"));
     // What was just begun may or may not have an engine by now.
-    let begins = start(&yard.api(other), &there(json!({"model_name": "begins", "extra_args": ["--load-seconds", "1"]})));
+    let begins =
+        start(&yard.api(other), &there(json!({"model_name": "begins", "extra_args": ["--load-seconds", "1"]})));
     yard.mesh.machines[owner].kill();
     assert!(before.iter().all(super::Engine::runs), "they outlive their node");
     yard.mesh.restart(owner);
@@ -109,7 +110,8 @@ fn an_owner_that_leads_is_killed_and_stops_what_was_stopped_meanwhile() {
     // What it holds is held until its node says that nothing is left.
     let again = yard.api(other).post(&format!("/api/deployments/{id}/restart"), &json!({"owner": "a test"}));
     again.is_error(409, "CONFLICT");
-    let taken = super::ask(&yard.api(other), &json!({"node_id": owner + 1, "model_name": "x", "gpu_memory_fraction": 0.8}));
+    let taken =
+        super::ask(&yard.api(other), &json!({"node_id": owner + 1, "model_name": "x", "gpu_memory_fraction": 0.8}));
     taken.is_error(409, "CONFLICT");
     assert!(engine.runs());
     yard.mesh.restart(owner);
