@@ -285,6 +285,24 @@ impl Mesh {
         (status, home.log()[before..].to_owned())
     }
 
+    /// Has another process take the place of a node's, and returns the old one as soon as the new one serves.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn take_over(&mut self, index: usize) -> Node {
+        let mut command = self.command(index, &["--take-over"]);
+        let machine = &mut self.machines[index];
+        let before = machine.home.log().len();
+        let old = machine.node.take().expect("is running");
+        let mut successor = old.successor(machine.home.start(&mut command));
+        wait_for(PATIENCE, "the successor to serve", || {
+            assert!(successor.process().ended().is_none(), "the successor has ended");
+            machine.home.log()[before..].contains("the successor serves").then_some(())
+        });
+        machine.node = Some(successor);
+        old
+    }
+
     /// Starts a node that does not run any more.
     pub fn restart(&mut self, index: usize) {
         self.start(index, &[]);

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::order::{Order, failure};
 use super::reporter::Reporter;
-use super::{PAUSE, Tools, Wish};
+use super::{PAUSE, Sought, Tools, Wish};
 use crate::engine::health::{Change, Health, Monitor, Patience, Probe};
 use crate::engine::metrics::{Tally, Totals, UsageMeter};
 use crate::engine::restarts::{Next, Restarts, given_up};
@@ -47,8 +47,9 @@ struct Over {
     hopeless: bool,
 }
 
-/// Keeps a placement until it has ended, or is no longer this keeper's.
-pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Receiver<Wish>) {
+/// Keeps a placement until it has ended, or is no longer this keeper's. What is `sought` is let go of once it is known whether
+/// there is an engine that takes requests.
+pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Receiver<Wish>, mut sought: Option<Sought>) {
     let order = Order::read(&tools, &tools.consensus.local(), unit);
     let order = match order {
         Ok(order) => order,
@@ -66,9 +67,10 @@ pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Recei
         let over = tokio::select! {
             biased;
             other = another(&mut wish) => return keeper.part(other, reporter).await,
-            over = keeper.live(&reporter, &mut restarts) => over,
+            over = keeper.live(&reporter, &mut restarts, &mut sought) => over,
         };
         tools.serving.close(unit);
+        sought = None;
         tracing::warn!(%unit, code = over.failure.code, why = over.failure.message, "an engine has ended");
         let next = if over.hopeless { None } else { Some(restarts.ended(over.ready_for, limit)) };
         let wait = match next {
@@ -182,23 +184,26 @@ impl Keeper<'_> {
     }
 
     /// One life of the engine: found or launched, and watched until it is over.
-    async fn live(&self, reporter: &Reporter, restarts: &mut Restarts) -> Over {
+    async fn live(&self, reporter: &Reporter, restarts: &mut Restarts, sought: &mut Option<Sought>) -> Over {
         let endpoint = match self.find().await {
             Some(Found { state: UnitState::Running(endpoint), image_digest, .. }) => {
                 tracing::info!(unit = %self.unit, "found its engine running");
                 let digest = image_digest.unwrap_or_default();
-                return self.watch(endpoint, digest, true, reporter, restarts).await;
+                return self.watch(endpoint, digest, true, reporter, restarts, sought).await;
             }
             Some(Found { state: UnitState::Ended(exit), .. }) => {
                 let mut monitor = Monitor::new(self.order.engine, Patience::default(), Instant::now());
                 return over("exited", monitor.ended(exit).to_string());
             }
-            None => match self.launch().await {
-                Ok(launched) => launched,
-                Err(over) => return over,
-            },
+            None => {
+                *sought = None;
+                match self.launch().await {
+                    Ok(launched) => launched,
+                    Err(over) => return over,
+                }
+            }
         };
-        self.watch(endpoint.0, endpoint.1, false, reporter, restarts).await
+        self.watch(endpoint.0, endpoint.1, false, reporter, restarts, sought).await
     }
 
     /// The unit, if it is on the machine. A runtime that does not answer is asked again: it may hold the unit.
@@ -221,7 +226,7 @@ impl Keeper<'_> {
         self.say("starting");
         self.begin_log().await;
         let place = self.runtime.place(self.unit).await.map_err(|error| not_launched(&error))?;
-        let launch = self.order.launch(self.unit, &place.inside);
+        let launch = self.order.launch(self.tools, self.unit, &place.inside);
         let launch = launch.map_err(|failure| Over { failure, ready_for: None, hopeless: true })?;
         let (progress, mut told) = watch::channel(Progress::default());
         let mut launching = std::pin::pin!(self.runtime.launch(launch, progress));
@@ -242,7 +247,7 @@ impl Keeper<'_> {
         }
     }
 
-    /// Watches an engine until it is over.
+    /// Watches an engine until it is over. One that was found is adopted.
     async fn watch(
         &self,
         endpoint: Endpoint,
@@ -250,6 +255,7 @@ impl Keeper<'_> {
         adopted: bool,
         reporter: &Reporter,
         restarts: &mut Restarts,
+        sought: &mut Option<Sought>,
     ) -> Over {
         self.say("loading");
         // One that was found may be running already, for the fleet too.
@@ -306,6 +312,7 @@ impl Keeper<'_> {
                         Some(Change::Recovered) | None => {}
                     }
                     // It is not ready at once: for the fleet it is being loaded.
+                    *sought = None;
                     if std::mem::take(&mut first) && monitor.health() != Health::Running {
                         reporter.tell(loading.clone());
                     }
