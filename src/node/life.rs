@@ -8,6 +8,8 @@ use muster_agent::host::{Host, Supervision};
 use muster_api::{Member, Phase, UNCONFIGURED};
 use muster_cluster::consensus::{Timing, Transferred};
 use muster_cluster::node::{self, Identity, Node, NodeOptions, Stage, StartError};
+use muster_cluster::rows::DeploymentStatus;
+use muster_cluster::state::Held;
 use muster_cluster::storage::OpenError;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -32,6 +34,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a successor looks for the leader before it serves without one.
 const LEADER_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a successor looks for the engines that run here before it serves without them.
+const ENGINES_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a process waits for a failed successor to let go of the data.
 const TAKE_BACK_LIMIT: Duration = Duration::from_secs(10);
@@ -133,10 +138,15 @@ impl Life {
                     return Err(failure);
                 }
             };
-            if reception.is_none() {
+            let inherits = reception.is_none();
+            if inherits {
                 find_leader(&node).await;
             }
             self.phase.send_replace(Phase::Member(Member::of(&node, &self.host)));
+            let supervision = self.host.supervise(&node, self.listeners.doors.clone());
+            if inherits {
+                find_engines(&node, &self.host).await;
+            }
             let now = match reception.take() {
                 Some(reception) => Ok(reception),
                 None => self.open(),
@@ -144,6 +154,7 @@ impl Life {
             let mut now = match now.and_then(|reception| self.own_files().map(|()| reception)) {
                 Ok(reception) => reception,
                 Err(failure) => {
+                    supervision.end().await;
                     let closed = node.shutdown().await.map_err(failed);
                     if let Some(promise) = promise {
                         promise.break_off(&failure.to_string()).await;
@@ -158,7 +169,6 @@ impl Life {
                 promise.keep().await;
             }
             tracing::info!(node = %node.identity().node, fleet = %node.identity().fleet, "serving");
-            let supervision = self.host.supervise(&node);
             match self.serve(node, now, supervision).await {
                 End::Done(outcome) => return outcome,
                 End::TakeBack => (taken_back, again) = (true, false),
@@ -386,6 +396,7 @@ impl Life {
                 tracing::info!(took = ?begun.elapsed(), "the successor serves; finishing what was begun");
                 // They are the successor's.
                 self.files = None;
+                self.listeners.doors.let_go();
                 self.finish(Some(clients)).await;
                 End::Done(Ok(()))
             }
@@ -451,6 +462,28 @@ async fn find_leader(node: &Node) {
     let reading = async { while node.consensus().linearizable().await.is_err() {} };
     if timeout(LEADER_LIMIT, reading).await.is_err() {
         tracing::warn!("no leader is known yet; serving what needs none");
+    }
+}
+
+/// Waits until what runs here takes requests again, or for a while: no client shall be told that it is being loaded.
+async fn find_engines(node: &Node, host: &Host) {
+    let own = node.identity().node;
+    let is_found = || {
+        let view = node.consensus().local();
+        let runs = |held: &Held| {
+            let placement = view.placement(held.placement).ok().flatten();
+            placement.is_some_and(|stored| stored.row.status() == DeploymentStatus::Running)
+        };
+        let held = view.held_on(own).unwrap_or_default();
+        held.iter().filter(|held| runs(held)).all(|held| host.serving().find(held.placement, held.epoch).is_some())
+    };
+    let finding = async {
+        while !is_found() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    if timeout(ENGINES_LIMIT, finding).await.is_err() {
+        tracing::warn!("not every engine that ran here has been found again; serving the others");
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use ask::{Hosts, NoSight};
 
+use crate::doors::Doors;
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
 use crate::runtime::process::{ProcessOptions, ProcessRuntime, Program, UserName};
 use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind};
@@ -105,9 +106,10 @@ impl Host {
         &self.gpus
     }
 
-    /// Begins to bring what runs here in line with what the node knows. No engine ends when this does.
+    /// Begins to bring what runs here in line with what the node knows; clients come to it through these doors. No engine ends
+    /// when this does, and no door closes.
     #[must_use]
-    pub fn supervise(&self, node: &Node) -> Supervision {
+    pub fn supervise(&self, node: &Node, doors: Arc<dyn Doors>) -> Supervision {
         let identity = node.identity();
         let owner = Owner { fleet: identity.fleet, generation: identity.generation, node: identity.node };
         let mut runtimes: BTreeMap<RuntimeKind, Arc<dyn Runtime>> = BTreeMap::new();
@@ -126,6 +128,7 @@ impl Host {
             gpus: self.inventory.iter().filter_map(gpu).collect(),
             serving: Arc::clone(&self.serving),
             observed: Arc::clone(&self.observed),
+            doors,
         };
         let stop = CancellationToken::new();
         let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone()));

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use observed::{Observation, Observed};
 
+use crate::doors::Doors;
 use crate::engine::restarts::DEFAULT_LIMIT;
 use crate::runtime::{GpuRef, Runtime, RuntimeKind, UnitId};
 use crate::serving::Serving;
@@ -49,6 +50,8 @@ pub(crate) struct Tools {
     pub gpus: Vec<GpuRef>,
     pub serving: Arc<Serving>,
     pub observed: Arc<Observed>,
+    /// Where clients come to the placements.
+    pub doors: Arc<dyn Doors>,
 }
 
 impl Tools {
@@ -94,8 +97,11 @@ impl Supervisor {
     /// Gives every placement of this node its keeper, and every keeper its wish.
     fn reconcile(&mut self, view: &View) -> Result<(), Damaged> {
         let mut here = HashSet::new();
-        for held in view.held_on(self.tools.node)? {
-            let unit = UnitId { placement: held.placement, epoch: held.epoch };
+        let held = view.held_on(self.tools.node)?;
+        let units: Vec<_> = held.iter().map(|held| UnitId { placement: held.placement, epoch: held.epoch }).collect();
+        // First: a port that has become free may be the next one's.
+        self.tools.doors.keep(&units);
+        for (held, unit) in held.into_iter().zip(units) {
             here.insert(held.placement);
             let status = view.placement(held.placement)?.map(|stored| stored.row.status());
             let wish = if status == Some(DeploymentStatus::Stopping) { Wish::Stop } else { Wish::Run };
