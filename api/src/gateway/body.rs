@@ -109,8 +109,8 @@ impl Reading {
         self.judge(fed)
     }
 
-    /// Where the model is named.
-    fn finish(mut self) -> Result<Option<Span>, GatewayError> {
+    /// Whether it was a JSON object, and where it names the model.
+    fn finish(mut self) -> Result<(bool, Option<Span>), GatewayError> {
         let whole = if self.text.is_whole() { Ok(()) } else { Err("it is not UTF-8") };
         let scanner = std::mem::take(&mut self.scanner);
         let mut model = None;
@@ -118,7 +118,7 @@ impl Reading {
             let finished = whole.and_then(|()| scanner.finish().map_err(|Malformed(why)| why));
             self.judge(finished.map(|found| model = found))?;
         }
-        Ok(model)
+        Ok((self.is_json, model))
     }
 
     fn judge(&mut self, read: Result<(), &'static str>) -> Result<(), GatewayError> {
@@ -147,6 +147,8 @@ pub(super) enum Form {
 pub(super) struct Collected {
     pieces: Vec<Bytes>,
     model: Option<Span>,
+    /// Whether it is a JSON object, as far as one can see without reading all of it.
+    pub is_json: bool,
     _share: Share,
 }
 
@@ -181,7 +183,8 @@ impl Collected {
         if !tail.is_empty() {
             pieces.push(tail.freeze());
         }
-        Ok(Self { pieces, model: reading.finish()?, _share: share })
+        let (is_json, model) = reading.finish()?;
+        Ok(Self { pieces, model, is_json, _share: share })
     }
 
     /// The model's name as it is written, quotes and escapes included, and as it is meant.
@@ -326,7 +329,7 @@ mod tests {
         }
         pieces.iter().for_each(|piece| scanner.feed(piece).expect("well formed"));
         let share = Share { held: Arc::default(), bytes: 0 };
-        Collected { pieces, model: scanner.finish().expect("whole"), _share: share }
+        Collected { pieces, model: scanner.finish().expect("whole"), is_json: true, _share: share }
     }
 
     fn text(pieces: Pieces) -> String {
@@ -377,6 +380,23 @@ mod tests {
     fn a_model_that_is_no_text_is_missing() {
         for body in ["{}", r#"{"model":null}"#, r#"{"model":["a"]}"#, r#"{"model":3}"#] {
             assert!(matches!(collected(body, &[]).model(), Err(GatewayError::MissingModel)), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_need_not_be_json_is_taken_as_it_is() {
+        let read = |form: Form, body: &[u8]| {
+            let mut reading = Reading { form, scanner: Scanner::default(), text: Utf8::default(), is_json: true };
+            body.chunks(3).try_for_each(|piece| reading.feed(piece))?;
+            reading.finish()
+        };
+        let named = br#"{"model":"x"}"#.as_slice();
+        for form in [Form::Json, Form::Any] {
+            assert!(matches!(read(form, named), Ok((true, Some(_)))));
+        }
+        for other in [&b""[..], b"--boundary\r\n", br#"{"model":"x""#, b"{\"model\":\"\xff\"}", b"{\"a\":\"\xc3"] {
+            assert!(matches!(read(Form::Any, other), Ok((false, None))), "{other:?}");
+            assert!(matches!(read(Form::Json, other), Err(GatewayError::InvalidJson(_))), "{other:?}");
         }
     }
 

@@ -31,6 +31,8 @@ use crate::server::RequestBody;
 /// The routes that take a JSON object and nothing else. Of the others, the engine judges the body.
 const JSON_ONLY: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
 
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 /// A placement in one of its epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Seat {
@@ -111,7 +113,8 @@ impl Worker {
         let route = Route {
             method: head.method,
             uri: head.uri.path_and_query().cloned().map(Uri::from).ok_or(GatewayError::NoRoute)?,
-            content_type: header(header::CONTENT_TYPE),
+            // As the gateway does: many clients do not say that what they send is JSON, or say something else.
+            content_type: if body.is_json { Some(JSON) } else { header(header::CONTENT_TYPE) },
             accept: header(header::ACCEPT),
         };
         let (asked, request_id) = (Asked::Route(Box::new(route)), request_id.clone());

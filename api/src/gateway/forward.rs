@@ -74,8 +74,6 @@ impl Call {
                 for (name, value) in [(header::CONTENT_TYPE, &route.content_type), (header::ACCEPT, &route.accept)] {
                     match value {
                         Some(value) => drop(request.headers_mut().insert(name, value.clone())),
-                        // Many clients send JSON without saying so.
-                        None if name == header::CONTENT_TYPE && route.method == Method::POST => {}
                         None => drop(request.headers_mut().remove(name)),
                     }
                 }
