@@ -2,6 +2,7 @@
 //! run only by the node's own replica of the fleet's state.
 
 pub mod asked;
+pub mod doors;
 pub mod engine;
 pub mod files;
 pub mod gpu;

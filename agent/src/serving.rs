@@ -142,8 +142,13 @@ impl Serving {
         self.table.store(Arc::new(table));
     }
 
-    /// Lets requests to a unit in. What was open of its placement before is closed.
+    /// Lets requests to a unit in. What was open of its placement before is closed, unless it is the same: then it stays, with
+    /// what is under way.
     pub fn open(&self, unit: UnitId, endpoint: Endpoint, lease: Option<Lease>) -> Arc<Served> {
+        let before = self.find(unit.placement, unit.epoch);
+        if let Some(before) = before.filter(|served| served.endpoint == endpoint) {
+            return before;
+        }
         let served = Arc::new(Served {
             unit,
             endpoint,
@@ -207,6 +212,15 @@ mod tests {
         assert!(serving.close(unit(1, 5)).is_none(), "it is another's turn");
         assert!(find(6));
         assert!(serving.close(unit(1, 6)).is_some() && !find(6) && serving.all().is_empty());
+    }
+
+    #[test]
+    fn what_is_open_already_keeps_what_is_under_way() {
+        let serving = Serving::default();
+        let _flight = serving.open(unit(1, 5), endpoint(), None).admit().expect("open");
+        assert_eq!(serving.open(unit(1, 5), endpoint(), None).in_flight(), 1);
+        let moved = serving.open(unit(1, 5), Endpoint::Unix(PathBuf::from("/elsewhere")), None);
+        assert_eq!(moved.in_flight(), 0);
     }
 
     #[test]

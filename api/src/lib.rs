@@ -16,6 +16,8 @@ pub mod server;
 mod state;
 mod upstream;
 
-pub use gateway::{Environment, ForNodes, Front, Gateway, GatewayBody, GatewayOptions, Proxy, Worker, is_gateway_path};
+pub use gateway::{
+    AtDoor, Environment, ForNodes, Front, Gateway, GatewayBody, GatewayOptions, Proxy, Worker, is_gateway_path,
+};
 pub use rest::{openapi, service};
 pub use state::{ApiOptions, ApiState, AuthMode, Member, Phase, Replica, UNCONFIGURED};

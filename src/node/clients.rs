@@ -1,17 +1,20 @@
 //! What serves the clients of a node, from accepting them to the last answer.
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use muster_api::server::{Ending, Limits, Part, serve_nodes, serve_unix};
+use muster_agent::runtime::UnitId;
+use muster_api::server::{Ending, Limits, Part, serve_nodes, serve_tcp, serve_unix};
 use muster_api::{ApiOptions, ApiState, Environment, Gateway, GatewayOptions, Phase, Worker, is_gateway_path, service};
 use muster_cluster::sealing::SecretText;
 use muster_cluster::transport::PeerConnection;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::doors::{Doorway, Table};
 use super::listeners::Listeners;
 use super::workers::{self, Door, Share, Workers};
 use crate::config::{AuthMode, Values};
@@ -73,6 +76,52 @@ fn doors(listeners: [Option<&TcpListener>; 2], part: impl Fn() -> Part) -> std::
     listeners.into_iter().flatten().map(door).collect()
 }
 
+/// Serves the listeners of the placements in one thread, those that come and those that go, until nothing more is accepted and
+/// the last client has been answered.
+async fn serve_placements(worker: Worker, mut table: watch::Receiver<Table>, limits: Limits, ending: Ending) {
+    let mut serving = JoinSet::new();
+    let mut open: HashMap<UnitId, Ending> = HashMap::new();
+    loop {
+        let wanted = table.borrow_and_update().clone();
+        open.retain(|unit, ending| {
+            let stays = wanted.contains_key(unit);
+            if !stays {
+                ending.part_with_all();
+            }
+            stays
+        });
+        for (unit, doorway) in wanted {
+            if open.contains_key(&unit) {
+                continue;
+            }
+            let own = ending.below();
+            match placement_listeners(&doorway) {
+                Ok(listeners) => {
+                    for listener in listeners {
+                        let service = worker.at_door(unit.placement, unit.epoch);
+                        serving.spawn(serve_tcp(listener, service, limits, own.part(None)));
+                    }
+                    open.insert(unit, own);
+                }
+                // The other threads serve it, and this one tries again at the next change.
+                Err(error) => tracing::warn!(%unit, %error, "a thread can not serve a placement's listener"),
+            }
+        }
+        tokio::select! {
+            biased;
+            () = ending.closing() => break,
+            changed = table.changed() => if changed.is_err() { break },
+            Some(_) = serving.join_next() => {}
+        }
+    }
+    while serving.join_next().await.is_some() {}
+}
+
+/// A thread's own handles of a placement's sockets.
+fn placement_listeners(doorway: &Doorway) -> std::io::Result<Vec<tokio::net::TcpListener>> {
+    doorway.handles()?.into_iter().map(tokio::net::TcpListener::from_std).collect()
+}
+
 impl Clients {
     /// Begins to accept them.
     pub fn start(desk: &Desk, listeners: &Listeners) -> Result<Self, Failure> {
@@ -85,11 +134,12 @@ impl Clients {
         let limits = Limits { connections: whole.connections.div_ceil(count), ..whole };
         let share = || {
             let worker = gateway.worker();
-            let Listeners { api, proxy, loopback, .. } = listeners;
+            let Listeners { api, proxy, loopback, doors: placements, .. } = listeners;
             let api = doors([Some(api), loopback.api.as_ref()], || ending.part(Some(needs_node)))?;
             let proxy = doors([Some(proxy), loopback.proxy.as_ref()], || ending.part(None))?;
             let service = worker.in_front_of(rest.clone());
-            Ok((Share { doors: api, service, limits }, Share { doors: proxy, service: worker.alone(), limits }))
+            let beside = serve_placements(worker.clone(), placements.follow(), limits, ending.clone());
+            Ok((Share { doors: api, service, limits }, Share { doors: proxy, service: worker.alone(), limits }, beside))
         };
         let shares = (0..count).map(|_| share()).collect::<Result<_, _>>().map_err(shared)?;
         let local = listeners.local.try_clone().and_then(UnixListener::from_std).map_err(shared)?;

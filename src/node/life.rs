@@ -139,7 +139,7 @@ impl Life {
             if reception.is_none() {
                 find_leader(&node).await;
             }
-            let mut supervision = self.host.supervise(&node);
+            let mut supervision = self.host.supervise(&node, self.listeners.doors.clone());
             // Clients that wait would be told that a model is being loaded which runs.
             supervision.found(ENGINES_LIMIT).await;
             self.phase.send_replace(Phase::Member(Member::of(&node, &self.host)));
@@ -392,6 +392,7 @@ impl Life {
                 tracing::info!(took = ?begun.elapsed(), "the successor serves; finishing what was begun");
                 // They are the successor's.
                 self.files = None;
+                self.listeners.doors.let_go();
                 self.finish(Some(clients)).await;
                 End::Done(Ok(()))
             }

@@ -2,9 +2,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 
 use muster_cluster::node::MeshSockets;
 
+use super::doors::PlacementDoors;
 use super::socket::{self, Socket, SocketFile};
 use crate::config::Values;
 use crate::exit::Failure;
@@ -73,6 +75,8 @@ pub struct Listeners {
     pub local: UnixListener,
     /// Where a successor asks for all of these; none if there can not be one.
     pub handover: Option<UnixListener>,
+    /// Those of its placements, which come and go.
+    pub doors: Arc<PlacementDoors>,
 }
 
 /// The files of a node's sockets.
@@ -137,7 +141,8 @@ impl Listeners {
             |error: std::io::Error| Failure::other(format!("the mesh can not listen on {}: {error}", values.mesh));
         let mesh = MeshSockets::bind(values.mesh).map_err(failed)?;
         rustix::net::listen(&mesh.calls, BACKLOG).map_err(|error| failed(error.into()))?;
-        Ok(Self { api, proxy, loopback, mesh, local, handover })
+        let doors = Arc::new(PlacementDoors::new(values.api, also.api, Vec::new()));
+        Ok(Self { api, proxy, loopback, mesh, local, handover, doors })
     }
 
     /// The mesh's, for a node to start over.
@@ -167,8 +172,16 @@ impl Listeners {
 
 fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     let failed = |error: std::io::Error| Failure::other(format!("the {what} can not listen on {address}: {error}"));
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
-    listener.set_nonblocking(true).map_err(failed)?;
+    listen_on(address).map_err(failed)
+}
+
+/// Listens there, with room for many who wait.
+///
+/// # Errors
+/// When somebody else does, or the address is not this machine's.
+pub fn listen_on(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    listener.set_nonblocking(true)?;
     Ok(listener)
 }

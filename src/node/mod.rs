@@ -2,6 +2,7 @@
 
 mod clients;
 mod directory;
+mod doors;
 mod found;
 mod handover;
 mod life;

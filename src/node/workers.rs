@@ -39,21 +39,23 @@ pub struct Door {
 pub struct Workers(Vec<JoinHandle<()>>);
 
 impl Workers {
-    /// Starts a thread that serves these two.
+    /// Starts threads, each of which serves two, and does something else beside.
     ///
     /// # Errors
     /// When there can be no more threads, or a listener can not be used.
-    pub fn start<A: HttpService, B: HttpService>(shares: Vec<(Share<A>, Share<B>)>) -> Result<Self, Failure> {
+    pub fn start<A: HttpService, B: HttpService, P: Future<Output = ()> + Send + 'static>(
+        shares: Vec<(Share<A>, Share<B>, P)>,
+    ) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::other(format!("no threads for clients: {error}"));
         let mut threads = Vec::new();
-        for (first, second) in shares {
+        for (first, second, beside) in shares {
             let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
             let (first, second) = {
                 let _context = runtime.enter();
                 (serve(first).map_err(failed)?, serve(second).map_err(failed)?)
             };
             let run = move || {
-                runtime.block_on(async { tokio::join!(first, second) });
+                runtime.block_on(async { tokio::join!(first, second, beside) });
                 runtime.shutdown_background();
             };
             threads.push(std::thread::Builder::new().name("client".to_owned()).spawn(run).map_err(failed)?);

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub use ask::{Hosts, NoSight};
 pub use logs::Parts;
 
+use crate::doors::Doors;
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
 use crate::leases::{CONFIRMED, Granted, OwnLeases};
 use crate::logs::{LogBounds, LogStore};
@@ -173,9 +174,10 @@ impl Host {
         &self.gpus
     }
 
-    /// Begins to bring what runs here in line with what the node knows. No engine ends when this does.
+    /// Begins to bring what runs here in line with what the node knows; clients come to it through these doors. No engine ends
+    /// when this does, and no door closes.
     #[must_use]
-    pub fn supervise(self: &Arc<Self>, node: &Node) -> Supervision {
+    pub fn supervise(self: &Arc<Self>, node: &Node, doors: Arc<dyn Doors>) -> Supervision {
         let (consensus, gossip) = (Arc::clone(node.consensus()), node.gossip().clone());
         self.node.store(Some(Arc::new(Belonging { consensus, gossip })));
         let identity = node.identity();
@@ -201,6 +203,7 @@ impl Host {
             logs: Arc::clone(&self.logs),
             leases: Arc::clone(&self.leases),
             hosts: Hosts::new(Arc::clone(self), identity.node, Arc::clone(node.channels())),
+            doors,
         };
         let stop = CancellationToken::new();
         let (sought, found) = mpsc::channel(1);

@@ -61,6 +61,16 @@ pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Recei
     let Some(runtime) = tools.runtimes.get(&order.runtime).cloned() else { return };
     let keeper = Keeper { tools: &tools, unit, order: &order, runtime: &runtime };
     let reporter = Reporter::new(&tools, unit);
+    let opened = tokio::select! {
+        biased;
+        other = another(&mut wish) => return keeper.part(other, reporter).await,
+        opened = tools.doors.open(unit, order.seat.port) => opened,
+    };
+    if let Err(taken) = opened {
+        tracing::warn!(%unit, why = %taken, "a placement can not have its port");
+        keeper.end(Duration::ZERO).await;
+        return reporter.last(ended(Some(failure("port_conflict", taken.to_string())))).await;
+    }
     let limit = tools.failure_limit(order.spec.max_failed_restarts);
     let mut restarts = Restarts::default();
     loop {

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use ledger::Ledger;
 pub use observed::{Observation, Observed};
 
+use crate::doors::Doors;
 use crate::engine::restarts::DEFAULT_LIMIT;
 use crate::host::Hosts;
 use crate::leases::OwnLeases;
@@ -59,6 +60,8 @@ pub(crate) struct Tools {
     pub logs: Arc<LogStore>,
     pub leases: Arc<OwnLeases>,
     pub hosts: Hosts,
+    /// Where clients come to the placements.
+    pub doors: Arc<dyn Doors>,
 }
 
 impl Tools {
@@ -107,8 +110,11 @@ impl Supervisor {
     /// Gives every placement of this node its keeper, and every keeper its wish.
     fn reconcile(&mut self, view: &View, sought: Option<&Sought>) -> Result<(), Damaged> {
         let mut here = HashSet::new();
-        for held in view.held_on(self.tools.node)? {
-            let unit = UnitId { placement: held.placement, epoch: held.epoch };
+        let held = view.held_on(self.tools.node)?;
+        let units: Vec<_> = held.iter().map(|held| UnitId { placement: held.placement, epoch: held.epoch }).collect();
+        // First: a port that has become free may be the next one's.
+        self.tools.doors.keep(&units);
+        for (held, unit) in held.into_iter().zip(units) {
             here.insert(held.placement);
             let status = view.placement(held.placement)?.map(|stored| stored.row.status());
             let wish = if status == Some(DeploymentStatus::Stopping) { Wish::Stop } else { Wish::Run };

@@ -87,24 +87,81 @@ impl Utf8 {
     }
 }
 
+/// A body on its way in.
+struct Reading {
+    form: Form,
+    scanner: Scanner,
+    text: Utf8,
+    /// Whether it may still be a JSON object.
+    is_json: bool,
+}
+
+impl Reading {
+    fn feed(&mut self, data: &[u8]) -> Result<(), GatewayError> {
+        if !self.is_json {
+            return Ok(());
+        }
+        let fed = match self.scanner.feed(data) {
+            Ok(()) if self.text.feed(data) => Ok(()),
+            Ok(()) => Err("it is not UTF-8"),
+            Err(Malformed(why)) => Err(why),
+        };
+        self.judge(fed)
+    }
+
+    /// Whether it was a JSON object, and where it names the model.
+    fn finish(mut self) -> Result<(bool, Option<Span>), GatewayError> {
+        let whole = if self.text.is_whole() { Ok(()) } else { Err("it is not UTF-8") };
+        let scanner = std::mem::take(&mut self.scanner);
+        let mut model = None;
+        if self.is_json {
+            let finished = whole.and_then(|()| scanner.finish().map_err(|Malformed(why)| why));
+            self.judge(finished.map(|found| model = found))?;
+        }
+        Ok((self.is_json, model))
+    }
+
+    fn judge(&mut self, read: Result<(), &'static str>) -> Result<(), GatewayError> {
+        match (read, self.form) {
+            (Ok(()), _) => Ok(()),
+            (Err(why), Form::Json) => Err(GatewayError::InvalidJson(why)),
+            (Err(_), Form::Any) => {
+                self.is_json = false;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a body is expected to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// A JSON object; anything else is an error.
+    Json,
+    /// Anything; the model is looked for as long as it may be a JSON object.
+    Any,
+}
+
 /// A whole request body, and where it names the model.
 #[derive(Debug)]
 pub(super) struct Collected {
     pieces: Vec<Bytes>,
     model: Option<Span>,
+    /// Whether it is a JSON object, as far as one can see without reading all of it.
+    pub is_json: bool,
     _share: Share,
 }
 
 impl Collected {
     /// Takes the body in as it comes.
-    pub async fn read(mut body: RequestBody, limit: usize, held: &Arc<Held>) -> Result<Self, GatewayError> {
+    pub async fn read(mut body: RequestBody, limit: usize, held: &Arc<Held>, form: Form) -> Result<Self, GatewayError> {
         let mut share = Share { held: Arc::clone(held), bytes: 0 };
         let expected = body.size_hint().lower();
         if expected > limit as u64 {
             return Err(GatewayError::TooLarge(limit));
         }
         let (mut pieces, mut tail, mut length) = (Vec::new(), BytesMut::new(), 0_usize);
-        let (mut scanner, mut text) = (Scanner::default(), Utf8::default());
+        let mut reading = Reading { form, scanner: Scanner::default(), text: Utf8::default(), is_json: true };
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| failed(error.as_ref()))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -113,10 +170,7 @@ impl Collected {
                 return Err(GatewayError::TooLarge(limit));
             }
             share.take(data.len())?;
-            scanner.feed(&data).map_err(|Malformed(why)| GatewayError::InvalidJson(why))?;
-            if !text.feed(&data) {
-                return Err(GatewayError::InvalidJson("it is not UTF-8"));
-            }
+            reading.feed(&data)?;
             if pieces.is_empty() && tail.is_empty() || data.len() >= SMALL {
                 if !tail.is_empty() {
                     pieces.push(tail.split().freeze());
@@ -129,11 +183,8 @@ impl Collected {
         if !tail.is_empty() {
             pieces.push(tail.freeze());
         }
-        if !text.is_whole() {
-            return Err(GatewayError::InvalidJson("it is not UTF-8"));
-        }
-        let model = scanner.finish().map_err(|Malformed(why)| GatewayError::InvalidJson(why))?;
-        Ok(Self { pieces, model, _share: share })
+        let (is_json, model) = reading.finish()?;
+        Ok(Self { pieces, model, is_json, _share: share })
     }
 
     /// The model's name as it is written, quotes and escapes included, and as it is meant.
@@ -278,7 +329,7 @@ mod tests {
         }
         pieces.iter().for_each(|piece| scanner.feed(piece).expect("well formed"));
         let share = Share { held: Arc::default(), bytes: 0 };
-        Collected { pieces, model: scanner.finish().expect("whole"), _share: share }
+        Collected { pieces, model: scanner.finish().expect("whole"), is_json: true, _share: share }
     }
 
     fn text(pieces: Pieces) -> String {
@@ -329,6 +380,23 @@ mod tests {
     fn a_model_that_is_no_text_is_missing() {
         for body in ["{}", r#"{"model":null}"#, r#"{"model":["a"]}"#, r#"{"model":3}"#] {
             assert!(matches!(collected(body, &[]).model(), Err(GatewayError::MissingModel)), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_need_not_be_json_is_taken_as_it_is() {
+        let read = |form: Form, body: &[u8]| {
+            let mut reading = Reading { form, scanner: Scanner::default(), text: Utf8::default(), is_json: true };
+            body.chunks(3).try_for_each(|piece| reading.feed(piece))?;
+            reading.finish()
+        };
+        let named = br#"{"model":"x"}"#.as_slice();
+        for form in [Form::Json, Form::Any] {
+            assert!(matches!(read(form, named), Ok((true, Some(_)))));
+        }
+        for other in [&b""[..], b"--boundary\r\n", br#"{"model":"x""#, b"{\"model\":\"\xff\"}", b"{\"a\":\"\xc3"] {
+            assert!(matches!(read(Form::Any, other), Ok((false, None))), "{other:?}");
+            assert!(matches!(read(Form::Json, other), Err(GatewayError::InvalidJson(_))), "{other:?}");
         }
     }
 

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use muster_agent::engine;
+use muster_agent::runtime::EngineKind;
 use muster_cluster::ids::{DeploymentId, NodeId, PlacementEpoch, PlacementId};
 use muster_cluster::rows::{Deployment, DeploymentStatus, name_claim};
 use muster_cluster::state::View;
 use serde_json::{Value, json};
 
+use super::door::Seat;
 use super::error::GatewayError;
 
 /// How many names an error tells of those that could be meant.
@@ -49,6 +52,70 @@ pub(super) struct Meant {
     pub model_id: String,
     /// None while none of them runs.
     pub replicas: Vec<Replica>,
+}
+
+/// The deployment of a placement of this node, as the placement's own listener needs it.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    deployment: Deployment,
+    /// Whether the placement runs, or is about to.
+    is_wanted: bool,
+}
+
+impl Own {
+    /// `None` if there is no such placement, or only in another epoch.
+    pub fn of(view: &View, seat: Seat) -> Result<Option<Self>, GatewayError> {
+        use DeploymentStatus::{Loading, Running, Starting};
+        let Some(stored) = view.placement(seat.placement)? else { return Ok(None) };
+        let Some(deployment) = view.deployment(seat.placement.deployment)? else { return Ok(None) };
+        let is_wanted = matches!(stored.row.status(), Starting | Loading | Running);
+        let is_it = stored.row.epoch == seat.epoch.0;
+        Ok(is_it.then_some(Self { deployment: deployment.row, is_wanted }))
+    }
+
+    pub fn id(&self) -> DeploymentId {
+        DeploymentId(self.deployment.id)
+    }
+
+    /// What clients and its engine call it first of all.
+    pub fn name(&self) -> &str {
+        served(&self.deployment)
+    }
+
+    /// What runs it.
+    pub fn engine(&self) -> EngineKind {
+        self.deployment.spec.as_ref().map_or(EngineKind::Vllm, engine::kind_of)
+    }
+
+    /// What its engine calls what is meant by a name, if that is one of its names.
+    pub fn called(&self, name: &str) -> Option<&str> {
+        match tier(&self.deployment, name)? {
+            Tier::Served | Tier::Model => Some(self.name()),
+            Tier::Adapter => {
+                self.deployment.names.iter().map(|adapter| adapter.name.as_str()).find(|adapter| *adapter == name)
+            }
+        }
+    }
+
+    /// Its names, for an error.
+    pub fn names(&self) -> String {
+        let names: Vec<_> = self.deployment.names.iter().take(TOLD).map(|name| name.name.as_str()).collect();
+        names.join(", ")
+    }
+
+    /// Its names, as OpenAI lists models.
+    pub fn listed(&self) -> Vec<Value> {
+        entries(&self.deployment).collect()
+    }
+
+    /// Why it takes no requests.
+    pub fn missing(&self) -> GatewayError {
+        let name = self.name().to_owned();
+        match self.is_wanted {
+            true => GatewayError::Loading { name, deployment: self.deployment.id },
+            false => GatewayError::ModelNotFound(name),
+        }
+    }
 }
 
 /// How well a name fits a deployment: the best that fits any decides.

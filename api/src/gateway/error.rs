@@ -63,6 +63,9 @@ pub(crate) enum GatewayError {
     /// There is such a model, and the key may not use it. It is told of no other.
     #[error("this key may not use the model `{0}`")]
     AccessDenied(String),
+    /// The key may not use what this listener serves. It is not told what that is.
+    #[error("this key may not use the model that is served here")]
+    DoorDenied,
     /// The body is longer than this many bytes.
     #[error("the request body is longer than {0} bytes")]
     TooLarge(usize),
@@ -154,7 +157,7 @@ impl GatewayError {
             Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, "model_ambiguous"),
             Self::Loading { .. } | Self::NotServed => (StatusCode::SERVICE_UNAVAILABLE, "model_loading"),
             Self::NoReplica { .. } => (StatusCode::BAD_GATEWAY, "deployment_unreachable"),
-            Self::AccessDenied(_) => (StatusCode::FORBIDDEN, "model_access_denied"),
+            Self::AccessDenied(_) | Self::DoorDenied => (StatusCode::FORBIDDEN, "model_access_denied"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             Self::BadBody(_) => (StatusCode::REQUEST_TIMEOUT, "incomplete_body"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "not_found"),

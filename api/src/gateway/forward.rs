@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Body;
 use muster_agent::serving::Flight as Busy;
 use serde_json::Value;
@@ -28,9 +28,26 @@ const ERROR_TIME: Duration = Duration::from_secs(10);
 const PASSED: [header::HeaderName; 4] =
     [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CACHE_CONTROL, header::RETRY_AFTER];
 
+/// What is asked of a model.
+pub(super) enum Asked {
+    /// What the gateway knows itself.
+    Endpoint(Endpoint),
+    /// What an engine of this machine knows, as it came.
+    Route(Box<Route>),
+}
+
+/// A request to an engine, without its body. Nothing else of its head goes along.
+pub(super) struct Route {
+    pub method: Method,
+    /// Path and query.
+    pub uri: Uri,
+    pub content_type: Option<HeaderValue>,
+    pub accept: Option<HeaderValue>,
+}
+
 /// A request that knows its model.
 pub(super) struct Call {
-    pub endpoint: Endpoint,
+    pub asked: Asked,
     pub body: Collected,
     /// The model as the client wrote it, quotes included, and as it is meant.
     pub written: Bytes,
@@ -45,10 +62,24 @@ pub(super) struct Call {
 impl Call {
     fn request(&self, target: &Target, renamed: bool) -> Request<Pieces> {
         let mut request = Request::new(self.body.pieces(renamed.then_some(&target.written_id)));
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = target.uri(self.endpoint);
+        request.headers_mut().clone_from(&target.headers);
+        match &self.asked {
+            Asked::Endpoint(endpoint) => {
+                *request.method_mut() = Method::POST;
+                *request.uri_mut() = target.uri(*endpoint);
+            }
+            Asked::Route(route) => {
+                *request.method_mut() = route.method.clone();
+                *request.uri_mut() = route.uri.clone();
+                for (name, value) in [(header::CONTENT_TYPE, &route.content_type), (header::ACCEPT, &route.accept)] {
+                    match value {
+                        Some(value) => drop(request.headers_mut().insert(name, value.clone())),
+                        None => drop(request.headers_mut().remove(name)),
+                    }
+                }
+            }
+        }
         let headers = request.headers_mut();
-        headers.clone_from(&target.headers);
         headers.insert("x-request-id", self.request_id.clone());
         if let Some(traceparent) = &self.traceparent {
             headers.insert("traceparent", traceparent.clone());

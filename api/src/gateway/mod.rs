@@ -6,6 +6,7 @@
 
 mod body;
 mod deployments;
+mod door;
 mod error;
 mod forward;
 mod origin;
@@ -42,10 +43,11 @@ use tower::util::Oneshot;
 use tower::{Service, ServiceExt};
 
 pub use body::GatewayBody;
-use body::{Collected, Held};
+use body::{Collected, Form, Held};
 use deployments::Meant;
+pub use door::AtDoor;
 use error::GatewayError;
-use forward::Call;
+use forward::{Asked, Call};
 use origin::CONNECT_LIMIT;
 use resolve::{Aim, Resolver, Shared};
 pub(crate) use tally::Tally;
@@ -232,12 +234,12 @@ impl Worker {
             self.with_replica(|resolver, replica| resolver.admit(replica, request.headers(), &self.0.gateway.shared))?;
         let traceparent = request.headers_mut().remove(TRACEPARENT);
         let gateway = &self.0.gateway;
-        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
+        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held, Form::Json).await?;
         let (written, name) = body.model()?;
         let aim =
             self.with_replica(|resolver, replica| resolver.permitted(replica, &name, &access, &gateway.shared))?;
         let (timeout, request_id) = (settings.timeout, request_id.clone());
-        let call = Call { endpoint, body, written, name, request_id, traceparent, timeout };
+        let call = Call { asked: Asked::Endpoint(endpoint), body, written, name, request_id, traceparent, timeout };
         match aim {
             Aim::Model(target) => {
                 model.clone_from(&target.name);
@@ -347,7 +349,7 @@ impl Worker {
         reached.map_err(|_| GatewayError::NotReady("its copy of the state lags behind"))?;
         let traceparent = request.headers_mut().remove(TRACEPARENT);
         let gateway = &self.0.gateway;
-        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
+        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held, Form::Json).await?;
         let (written, _) = body.model()?;
         let (target, timeout) = self.with_replica(|resolver, replica| {
             Ok((resolver.own_model(replica, id, &gateway.shared)?, resolver.timeout(replica)?))
@@ -356,7 +358,7 @@ impl Worker {
         // The name was replaced where the client asked, and is replaced there again in the answer.
         let name = target.model_id.clone();
         let request_id = request_id.clone();
-        let call = Call { endpoint, body, written, name, request_id, traceparent, timeout };
+        let call = Call { asked: Asked::Endpoint(endpoint), body, written, name, request_id, traceparent, timeout };
         Box::pin(call.run(&target, None, CONNECT_LIMIT)).await
     }
 
@@ -371,7 +373,7 @@ impl Worker {
     ) -> Result<Response<GatewayBody>, GatewayError> {
         let gateway = &self.0.gateway;
         let traceparent = request.headers_mut().remove(TRACEPARENT);
-        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held).await?;
+        let body = Collected::read(request.into_body(), gateway.body_limit, &gateway.held, Form::Json).await?;
         let (written, name) = body.model()?;
         model.clone_from(&name);
         let (target, busy, timeout) = self.with_replica(|resolver, replica| {
@@ -383,7 +385,7 @@ impl Worker {
             Ok((target, busy, resolver.timeout(replica)?))
         })?;
         let request_id = request_id.clone();
-        let call = Call { endpoint, body, written, name, request_id, traceparent, timeout };
+        let call = Call { asked: Asked::Endpoint(endpoint), body, written, name, request_id, traceparent, timeout };
         Box::pin(call.run(&target, Some(busy), CONNECT_LIMIT)).await
     }
 }

@@ -16,7 +16,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::Environment;
-use super::deployments::{self, Access, Meant};
+use super::deployments::{self, Access, Meant, Own};
+use super::door::Seat;
 use super::error::GatewayError;
 use super::origin::{Address, Origin, Way};
 use super::tally::Tally;
@@ -46,6 +47,7 @@ pub(super) struct Resolver {
     models: HashMap<String, (u64, Known)>,
     list: Option<(u64, Bytes)>,
     deployments: HashMap<String, (u64, Arc<Meant>)>,
+    own: HashMap<Seat, (u64, Arc<Own>)>,
     replicas: HashMap<ReplicaKey, Arc<Target>>,
     /// Nodes that have just failed, and until when others are asked first.
     ejected: HashMap<NodeId, Instant>,
@@ -330,6 +332,27 @@ impl Resolver {
         })
     }
 
+    /// What is known of the deployment of a placement of this node, while it is in this epoch.
+    pub fn own(&mut self, replica: &Replica, seat: Seat) -> Result<Option<Arc<Own>>, GatewayError> {
+        replica.published.with(|view| {
+            let index = view.index();
+            if let Some((seen, own)) = self.own.get(&seat)
+                && *seen == index
+            {
+                return Ok(Some(Arc::clone(own)));
+            }
+            let own = Own::of(view, seat)?.map(Arc::new);
+            if self.own.len() >= REPLICAS {
+                self.own.clear();
+            }
+            match &own {
+                Some(own) => drop(self.own.insert(seat, (index, Arc::clone(own)))),
+                None => drop(self.own.remove(&seat)),
+            }
+            Ok(own)
+        })
+    }
+
     /// How a replica of this machine is called whose engine listens there.
     pub fn engine(&mut self, replica: &ReplicaOf<'_>, endpoint: &Endpoint, shared: &Shared) -> Option<Arc<Target>> {
         self.sweep();
@@ -453,7 +476,7 @@ impl Resolver {
 }
 
 /// A name as an error repeats it.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     name.chars().take(200).collect()
 }
 

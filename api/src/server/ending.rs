@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,7 +27,10 @@ struct Inner {
     close: CancellationToken,
     abandon: CancellationToken,
     stop: CancellationToken,
-    parts: Mutex<Vec<Arc<Count>>>,
+    /// Those of servers that are gone are dead.
+    parts: Mutex<Vec<Weak<Count>>>,
+    /// What ends this too.
+    above: Option<Ending>,
 }
 
 /// What one server tells. It is not shared with others, so that servers on several cores do not meet there.
@@ -42,6 +45,49 @@ struct Count {
 pub struct Ending(Arc<Inner>);
 
 impl Ending {
+    /// The end of some of these servers: it comes by itself, or with the end of all.
+    #[must_use]
+    pub fn below(&self) -> Self {
+        let Inner { drain, close, abandon, stop, .. } = &*self.0;
+        Self(Arc::new(Inner {
+            draining: AtomicBool::new(false),
+            drain: drain.child_token(),
+            close: close.child_token(),
+            abandon: abandon.child_token(),
+            stop: stop.child_token(),
+            parts: Mutex::default(),
+            above: Some(self.clone()),
+        }))
+    }
+
+    /// Accepts nothing more, and ends each connection with its next answer or once it is idle. Nobody waits for that.
+    pub fn part_with_all(&self) {
+        self.drain();
+        self.0.close.cancel();
+    }
+
+    /// Waits until nothing more is to be accepted.
+    pub async fn closing(&self) {
+        tokio::select! {
+            () = self.0.close.cancelled() => {}
+            () = self.0.stop.cancelled() => {}
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire) || self.0.above.as_ref().is_some_and(Self::is_draining)
+    }
+
+    fn count(&self, count: &Arc<Count>) {
+        let mut parts = self.0.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.retain(|part| part.strong_count() > 0);
+        parts.push(Arc::downgrade(count));
+        drop(parts);
+        if let Some(above) = &self.0.above {
+            above.count(count);
+        }
+    }
+
     /// From now on every answer ends its connection, and idle connections are closed. New ones are still accepted.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::Release);
@@ -78,7 +124,8 @@ impl Ending {
     }
 
     fn any(&self, is: impl Fn(&Count) -> bool) -> bool {
-        self.0.parts.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|count| is(count))
+        let parts = self.0.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.iter().filter_map(Weak::upgrade).any(|count| is(&count))
     }
 
     /// The share of one server. `needs_state` tells by its path whether a request needs the node to run until the head of the
@@ -86,7 +133,7 @@ impl Ending {
     #[must_use]
     pub fn part(&self, needs_state: Option<fn(&str) -> bool>) -> Part {
         let count = Arc::new(Count { listens: AtomicBool::new(true), holds: AtomicUsize::new(0) });
-        self.0.parts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&count));
+        self.count(&count);
         Part { ending: self.clone(), count, needs_state }
     }
 }
@@ -183,7 +230,7 @@ impl Answering {
     /// The answer, which says that the connection ends with it if the server drains.
     pub fn answered<B>(self, mut response: Response<B>) -> Response<Counted<B>> {
         let activity = self.0;
-        let last = activity.part.ending.0.draining.load(Ordering::Acquire);
+        let last = activity.part.ending.is_draining();
         if last {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             // Otherwise it is held without a gap: another request may follow at once.

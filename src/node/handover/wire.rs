@@ -4,8 +4,11 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
+use muster_agent::runtime::UnitId;
+use muster_cluster::ids::{DeploymentId, PlacementEpoch, PlacementId};
 use muster_cluster::node::MeshSockets;
 use muster_cluster::state::FEATURE_LEVELS;
 use rustix::net::{
@@ -18,13 +21,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::node::doors::PlacementDoors;
 use crate::node::listeners::{Addresses, Listeners, Loopback};
 
 /// The version of this protocol. Both sides must have the same.
 pub const PROTOCOL: u32 = 1;
 
-/// The longest message, in bytes.
-const MESSAGE_LIMIT: u32 = 16 * 1024;
+/// The longest message, in bytes: the table of a node with some thousand placements.
+const MESSAGE_LIMIT: u32 = 256 * 1024;
 
 /// What every version of the protocol begins with.
 #[derive(Debug, Serialize, Deserialize)]
@@ -109,13 +113,35 @@ pub enum Kind {
     ApiOnLoopback,
     /// The proxy on loopback as well.
     ProxyOnLoopback,
+    /// A placement's.
+    Placement {
+        /// Its deployment.
+        deployment: u64,
+        /// Which of the deployment's placements.
+        ordinal: u32,
+        /// In which epoch.
+        epoch: u64,
+    },
 }
 
-/// What every node has, in this order. The others follow, where there are any.
+impl Kind {
+    fn of(unit: UnitId) -> Self {
+        let PlacementId { deployment, ordinal } = unit.placement;
+        Self::Placement { deployment: deployment.0, ordinal, epoch: unit.epoch.0 }
+    }
+
+    fn unit(self) -> Option<UnitId> {
+        let Self::Placement { deployment, ordinal, epoch } = self else { return None };
+        let placement = PlacementId { deployment: DeploymentId(deployment), ordinal };
+        Some(UnitId { placement, epoch: PlacementEpoch(epoch) })
+    }
+}
+
+/// What every node has, in this order. The others follow, where there are any: those on loopback, then the placements'.
 const KINDS: [Kind; 6] = [Kind::Api, Kind::Proxy, Kind::Mesh, Kind::Gossip, Kind::Local, Kind::Handover];
 
-/// How many sockets a node may have.
-const MOST: usize = KINDS.len() + 2;
+/// How many sockets travel together. The kernel takes no more than 253.
+const TOGETHER: usize = 64;
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
@@ -175,52 +201,70 @@ pub async fn send_sockets(stream: &mut UnixStream, listeners: &Listeners, limit:
             sockets.push(socket.as_fd());
         }
     }
-    say(stream, &Reply::Sockets { sockets: table }, limit).await?;
-    let stream = &*stream;
-    let send = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
-            return Err(invalid("the sockets do not fit into a message"));
+    let placements = listeners.doors.follow().borrow().clone();
+    for (unit, doorway) in &placements {
+        for socket in doorway.sockets() {
+            table.push(Kind::of(*unit));
+            sockets.push(socket.as_fd());
         }
-        // Ancillary data needs a byte to travel with.
-        sendmsg(stream, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
-        Ok(())
-    };
-    within(limit, stream.async_io(Interest::WRITABLE, send)).await
+    }
+    say(stream, &Reply::Sockets { sockets: table }, limit).await?;
+    for sockets in sockets.chunks(TOGETHER) {
+        within(limit, stream.async_io(Interest::WRITABLE, || send_some(stream, sockets))).await?;
+    }
+    Ok(())
+}
+
+fn send_some(stream: &UnixStream, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(sockets)) {
+        return Err(invalid("the sockets do not fit into a message"));
+    }
+    // Ancillary data needs a byte to travel with.
+    sendmsg(stream, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    Ok(())
+}
+
+fn receive_some(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let (mut byte, flags) = ([0], RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT);
+    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, flags)?;
+    if received.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            sockets.extend(descriptors);
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(invalid("not all sockets have arrived"));
+    }
+    Ok(sockets)
 }
 
 /// Receives the sockets that this table announces. They are closed in programs that this one starts.
 pub async fn receive_sockets(stream: &mut UnixStream, table: &[Kind], limit: Duration) -> io::Result<Listeners> {
-    use Kind::{ApiOnLoopback, ProxyOnLoopback};
-    let has = match table.strip_prefix(&KINDS) {
-        Some([]) => Loopback { api: None, proxy: None },
-        Some([ApiOnLoopback]) => Loopback { api: Some(()), proxy: None },
-        Some([ProxyOnLoopback]) => Loopback { api: None, proxy: Some(()) },
-        Some([ApiOnLoopback, ProxyOnLoopback]) => Loopback { api: Some(()), proxy: Some(()) },
-        _ => return Err(invalid(format!("the sockets are {table:?} instead of {KINDS:?}"))),
+    let odd = || invalid(format!("the sockets are {table:?} instead of {KINDS:?} and those that may follow"));
+    let mut rest = table.strip_prefix(&KINDS).ok_or_else(odd)?;
+    let mut has = |kind: Kind| {
+        let after = rest.strip_prefix(&[kind]);
+        rest = after.unwrap_or(rest);
+        after.map(|_| ())
     };
-    let stream = &*stream;
-    let receive = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let (mut byte, flags) = ([0], RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT);
-        let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, flags)?;
-        if received.bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    let has = Loopback { api: has(Kind::ApiOnLoopback), proxy: has(Kind::ProxyOnLoopback) };
+    let units: Vec<_> = rest.iter().map(|kind| kind.unit()).collect::<Option<_>>().ok_or_else(odd)?;
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    while sockets.len() < table.len() {
+        let some = within(limit, stream.async_io(Interest::READABLE, || receive_some(stream))).await?;
+        if some.is_empty() {
+            break;
         }
-        let mut sockets: Vec<OwnedFd> = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                sockets.extend(descriptors);
-            }
-        }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(invalid("not all sockets have arrived"));
-        }
-        Ok(sockets)
-    };
-    let sockets = within(limit, stream.async_io(Interest::READABLE, receive)).await?;
+        sockets.extend(some);
+    }
     let count = sockets.len();
     let few = || invalid(format!("{count} sockets have arrived instead of {}", table.len()));
     if count != table.len() {
@@ -239,13 +283,24 @@ pub async fn receive_sockets(stream: &mut UnixStream, table: &[Kind], limit: Dur
     if rustix::net::sockopt::socket_type(&gossip)? != SocketType::DGRAM {
         return Err(invalid("the socket for gossip takes no datagrams"));
     }
+    let mut placements: Vec<(UnitId, Vec<TcpListener>)> = Vec::new();
+    for (unit, socket) in units.into_iter().zip(sockets) {
+        match placements.last_mut().filter(|(last, _)| *last == unit) {
+            Some((_, others)) => others.push(socket.into()),
+            None => placements.push((unit, vec![socket.into()])),
+        }
+    }
+    let api = TcpListener::from(api);
+    let also = loopback.api.as_ref().map(TcpListener::local_addr).transpose()?;
+    let doors = Arc::new(PlacementDoors::new(api.local_addr()?, also, placements));
     Ok(Listeners {
-        api: api.into(),
+        api,
         proxy: proxy.into(),
         loopback,
         mesh: MeshSockets { calls: mesh.into(), gossip: gossip.into() },
         local: local.into(),
         handover: Some(handover.into()),
+        doors,
     })
 }
 
@@ -296,6 +351,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn those_of_placements_arrive_as_what_they_were_sent_however_many_there_are() {
+        let scratch = Scratch::new("placements");
+        let units = (0..100).map(|number| {
+            let placement = PlacementId { deployment: DeploymentId(number / 2), ordinal: (number % 2) as u32 };
+            UnitId { placement, epoch: PlacementEpoch(number + 7) }
+        });
+        let bind = || TcpListener::bind("127.0.0.1:0").expect("a port");
+        let placements: Vec<_> = units.map(|unit| (unit, vec![bind(), bind()])).collect();
+        let listeners = listeners(&scratch);
+        let address = listeners.api.local_addr().expect("an address");
+        let sent = Listeners { doors: Arc::new(PlacementDoors::new(address, None, placements)), ..listeners };
+        let (mut old, mut new) = UnixStream::pair().expect("a pair");
+        send_sockets(&mut old, &sent, LIMIT).await.expect("is sent");
+        let Reply::Sockets { sockets } = hear(&mut new, LIMIT).await.expect("a table") else { panic!("no table") };
+        let received = receive_sockets(&mut new, &sockets, LIMIT).await.expect("is received");
+        let ports = |listeners: &Listeners| -> Vec<_> {
+            let open = listeners.doors.follow().borrow().clone();
+            let port = |socket: &TcpListener| socket.local_addr().expect("an address").port();
+            open.iter().map(|(unit, doorway)| (*unit, doorway.sockets().iter().map(port).collect::<Vec<_>>())).collect()
+        };
+        assert_eq!(ports(&received).len(), 100);
+        assert_eq!(ports(&received), ports(&sent));
+    }
+
+    #[tokio::test]
     async fn what_is_not_in_the_table_is_refused() {
         let (_old, mut new) = UnixStream::pair().expect("a pair");
         let with = |more: &[Kind]| [&KINDS, more].concat();
@@ -306,6 +386,7 @@ mod tests {
             with(&[Kind::ProxyOnLoopback, Kind::ApiOnLoopback]),
             with(&[Kind::ApiOnLoopback, Kind::ApiOnLoopback]),
             with(&[Kind::Api]),
+            with(&[Kind::Placement { deployment: 1, ordinal: 0, epoch: 1 }, Kind::ApiOnLoopback]),
         ] {
             assert!(receive_sockets(&mut new, &table, LIMIT).await.is_err(), "{table:?}");
         }

@@ -101,7 +101,7 @@ fn an_engine_that_runs_is_kept_though_its_node_could_not_start_it_any_more() {
 /// Its deployment has been given another epoch while its engine of the first ran on.
 #[test]
 fn an_engine_of_an_old_epoch_is_ended_and_the_new_one_starts() {
-    let mut yard = Yard::new();
+    let yard = Yard::new();
     let owner = follower(&yard);
     let other = (owner + 1) % 3;
     let id = yard.running(owner, &json!({"gpu_memory_fraction": 0.9}));
