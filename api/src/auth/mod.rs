@@ -201,11 +201,18 @@ pub(crate) async fn guard_pages(State(state): State<ApiState>, mut request: Requ
 pub(crate) struct Listener(Option<CredentialId>);
 
 impl Listener {
+    /// Somebody who needs no credential.
+    #[cfg(test)]
+    pub fn anybody() -> Self {
+        Self(None)
+    }
+
     /// Whether the credential that has let the listener in would still do.
     pub fn is_welcome(self, published: &Published) -> bool {
         let Some(id) = self.0 else { return true };
         let credential = published.with(|view| view.credential(id)).ok().flatten();
-        let valid = |now| credential.is_some_and(|stored| Role::of(&stored.row).is_some() && !has_expired(&stored.row, now));
+        let valid =
+            |now| credential.is_some_and(|stored| Role::of(&stored.row).is_some() && !has_expired(&stored.row, now));
         published.time().is_ok_and(valid)
     }
 }

@@ -1,5 +1,6 @@
 //! The REST API of `:8000`, put together. One module for each resource, thin: validate, propose or read, answer.
 
+mod admin;
 mod api_keys;
 mod audit;
 mod cluster;
@@ -119,6 +120,7 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
         .merge(configs::router())
         .merge(deployments::router())
         .merge(audit::router())
+        .merge(admin::router())
         .fallback(no_route);
     let resources = with_wrong_method(resources).layer(middleware::from_fn_with_state(state.clone(), guard));
     let pages = with_wrong_method(health::guarded()).layer(middleware::from_fn_with_state(state.clone(), guard_pages));

@@ -40,6 +40,7 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::ReportPlacement(_)
         | Body::ExpireDeployment(_)
         | Body::RecordUse(_)
+        | Body::Purge(_)
         | Body::CreateConfig(_)
         | Body::DeleteConfig(_) => 1,
     }
