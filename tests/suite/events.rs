@@ -10,7 +10,7 @@ use std::time::Duration;
 use listener::Listener;
 use muster_tests::api::{Api, send};
 use muster_tests::fleet::{Fleet, Home, Node, PATIENCE};
-use muster_tests::mesh::{Mesh, free_address};
+use muster_tests::mesh::{Machine, Mesh, free_address};
 use muster_tests::process::wait_for;
 use serde_json::{Value, json};
 
@@ -232,22 +232,31 @@ fn a_node_has_a_bounded_number_of_sockets() {
 #[test]
 fn a_node_that_dies_and_one_that_comes_are_told_on_the_others() {
     let mut mesh = Mesh::of_three();
-    let mut listeners: Vec<_> = [0, 2].map(|index| Listener::open(mesh.api(index).endpoint(), ADMIN, None)).into();
-    let mut all = |limit: Duration, with_seq: bool| {
-        for listener in &mut listeners {
-            let event =
-                listener.until(limit, |event| event["type"] == "nodes_changed" && event["seq"].is_u64() == with_seq);
-            assert_eq!(event["ids"], Value::Null);
-        }
+    let status = |mesh: &Mesh, index: usize, of: usize| {
+        let nodes = mesh.api(index).get("/api/nodes?consistency=local").expect(200).body;
+        nodes[of]["status"].as_str().unwrap_or_default().to_owned()
     };
+    let others = [0, 2];
+    for index in others {
+        wait_for(HEARD, "all to be heard", || (0..3).all(|of| status(&mesh, index, of) == "online").then_some(()));
+    }
+    let mut listeners = others.map(|index| Listener::open(mesh.api(index).endpoint(), ADMIN, None));
+    let is_seen = |event: &Value| event["type"] == "nodes_changed" && event["seq"].is_null();
     mesh.machines[1].kill();
-    all(HEARD, false);
+    for (index, listener) in others.into_iter().zip(&mut listeners) {
+        // It is suspected first.
+        let _ = listener.until(HEARD, |event| is_seen(event) && status(&mesh, index, 1) == "critical");
+    }
     mesh.restart(1);
     mesh.ready();
-    all(HEARD, false);
+    for (index, listener) in others.into_iter().zip(&mut listeners) {
+        let _ = listener.until(HEARD, |event| is_seen(event) && status(&mesh, index, 1) != "critical");
+    }
     // One that appears is in the log.
-    mesh.add(muster_tests::mesh::Machine::on_loopback(), 0);
-    all(HEARD, true);
+    mesh.add(Machine::on_loopback(), 0);
+    for listener in &mut listeners {
+        let _ = listener.until(HEARD, |event| event["type"] == "nodes_changed" && event["seq"].is_u64());
+    }
 }
 
 fn serve(home: &Home, addresses: &[String; 2], more: &[&str]) -> Command {

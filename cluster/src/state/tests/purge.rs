@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::rows::{Config, CreateDeployment, Deployment, Environment, PreferVoter, Purge, PurgeAnswer, Secret};
-use crate::state::PURGE_LIMIT;
+use crate::state::{PURGE_LIMIT, scope as scope_of};
 
 fn deploy(number: u128) -> Body {
     let environment = Environment {
@@ -39,12 +39,12 @@ fn purged_deployments_take_their_secrets_and_scopes_with_them_and_leave_keys_and
     assert_eq!((replica.count::<Deployment>(), replica.count::<Secret>(), replica.count::<Config>()), (1, 1, 1));
     let scope = |replica: &Replica| {
         let credential = replica.view().credential(CredentialId(scoped)).expect("readable").expect("there").row;
-        super::super::scope(&credential).expect("calls models").cloned()
+        scope_of(&credential).expect("calls models").cloned()
     };
     assert_eq!(scope(&replica), only(&[3]));
     let purged = replica.purge(Purge { deployments_before: Some(u64::MAX), ..Purge::default() });
     assert_eq!((purged.deployments, scope(&replica)), (1, only(&[])), "it allows nothing");
-    assert_eq!(replica.view().settings().expect("readable").row.default_port, Some(7));
+    assert_eq!(replica.view().settings().expect("readable").0.default_port, Some(7));
     assert_eq!(replica.purge(Purge { deployments_before: Some(u64::MAX), ..Purge::default() }), PurgeAnswer::default());
     let answer = replica.run(deploy(9));
     let Some(Outcome::Deployment(made)) = answer.outcome else { panic!("{answer:?}") };
