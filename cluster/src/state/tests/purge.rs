@@ -60,7 +60,7 @@ fn one_command_deletes_a_bounded_number_and_counts_what_those_before_have_delete
     }
     let purge = Purge { deployments_before: Some(u64::MAX), configs_before: Some(u64::MAX), ..Purge::default() };
     let limit = PURGE_LIMIT as u64;
-    let first = replica.purge(purge.clone());
+    let first = replica.purge(purge);
     assert_eq!(first, PurgeAnswer { deployments: limit, configs: limit, nodes: 0 });
     assert_eq!((replica.count::<Deployment>(), replica.count::<Config>()), (5, 5));
     let all = replica.purge(Purge { deleted: Some(first), ..purge });
@@ -79,7 +79,7 @@ fn of_nodes_only_goes_what_operators_have_set() {
     replica.tables.put(rows::Node::TABLE, 2_u64.to_be_bytes().to_vec(), node.encode_to_vec(), replica.index);
     replica.run(Body::PreferVoter(PreferVoter { id: 2 }));
     let purge = Purge { nodes: true, ..Purge::default() };
-    assert_eq!(replica.purge(purge.clone()).nodes, 1);
+    assert_eq!(replica.purge(purge).nodes, 1);
     assert_eq!(replica.view().node(NodeId(2)).expect("readable").expect("stays").row, node);
     assert_eq!(replica.purge(purge).nodes, 0);
     let trail: Vec<_> = replica.view().audit(0).map(|entry| entry.expect("readable").1).collect();
