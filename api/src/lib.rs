@@ -7,6 +7,7 @@ mod auth;
 mod context;
 pub mod docs;
 mod error;
+mod events;
 mod fields;
 mod gateway;
 mod metrics;

@@ -191,6 +191,19 @@ impl Write {
         Self::judge(&member.consensus.local(), &once, answer)
     }
 
+    /// Proposes one of several commands that this write takes, but not the last. It may be done twice; whoever repeats the whole
+    /// write names the key of the last.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn propose_part(&self, member: &Member, command: command::Body) -> Result<Outcome, ApiError> {
+        let part = Self { key: None, ..self.clone() };
+        part.propose(member, &[], command).await.map_err(|error| match error {
+            ApiError::Unknown { .. } => ApiError::Unknown { retry_key: self.key.clone() },
+            other => other,
+        })
+    }
+
     fn judge(view: &View, once: &Once, answer: Answer) -> Result<Done, ApiError> {
         match answer.outcome {
             Some(Outcome::Refusal(refusal)) => Err(refusal.into()),

@@ -11,9 +11,10 @@ use muster_cluster::node::{Identity, Node};
 use muster_cluster::sealing::Keyring;
 use muster_cluster::state::Published;
 use muster_cluster::transport::Channels;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::error::ApiError;
+use crate::events::SOCKETS;
 use crate::gateway::Tally;
 use crate::metrics::Metrics;
 
@@ -121,13 +122,16 @@ pub struct ApiState {
     pub metrics: Arc<Metrics>,
     /// What is counted of requests to models.
     pub(crate) tally: Arc<Tally>,
+    /// Places for sockets that are told what changes.
+    pub(crate) sockets: Arc<Semaphore>,
 }
 
 impl ApiState {
     /// The state of an API whose node is in this phase.
     #[must_use]
     pub fn new(phase: watch::Receiver<Phase>, options: ApiOptions) -> Self {
-        Self { phase, options, metrics: Arc::default(), tally: Arc::default() }
+        let sockets = Arc::new(Semaphore::new(SOCKETS));
+        Self { phase, options, metrics: Arc::default(), tally: Arc::default(), sockets }
     }
 
     /// Where the node is in its life.

@@ -21,6 +21,8 @@ mod lifecycle;
 mod lists;
 #[path = "api/models.rs"]
 mod models;
+#[path = "api/purge.rs"]
+mod purge;
 #[path = "api/repeats.rs"]
 mod repeats;
 #[path = "api/secrets.rs"]

@@ -11,6 +11,7 @@ use crate::error::ApiError;
 use crate::request::original_uri;
 
 const OTHER_ORIGIN: ApiError = ApiError::Forbidden("a page of another origin may not change anything");
+const LISTENER: ApiError = ApiError::Forbidden("a page of another origin may not listen");
 const OTHER_HOST: ApiError =
     ApiError::Forbidden("without a credential this node is asked by its address, localhost or its own name");
 
@@ -26,6 +27,14 @@ pub(super) fn check(request: &Request, names: &[String]) -> Result<(), ApiError>
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if reads || is_same_origin(request.headers(), host.as_ref()) { Ok(()) } else { Err(OTHER_ORIGIN) }
+}
+
+/// Lets a request pass that comes from no page, or from one of the host that it is for.
+///
+/// # Errors
+/// [`ApiError::Forbidden`] with what is wrong.
+pub(super) fn check_origin(request: &Request) -> Result<(), ApiError> {
+    if is_same_origin(request.headers(), host(request).as_ref()) { Ok(()) } else { Err(LISTENER) }
 }
 
 /// Whom the request is for. Every browser says so; a host that can not be read is nobody's.

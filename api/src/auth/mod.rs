@@ -9,7 +9,7 @@ use data_encoding::BASE64;
 use http::{HeaderMap, Method, header};
 use muster_cluster::ids::CredentialId;
 use muster_cluster::rows::{Credential, credential_fields::Kind};
-use muster_cluster::state::{has_expired, key_hash};
+use muster_cluster::state::{Published, has_expired, key_hash};
 
 use crate::error::ApiError;
 use crate::request::original_uri;
@@ -113,27 +113,32 @@ fn password(headers: &HeaderMap) -> Option<String> {
 
 /// Finds out who is asking.
 fn principal(state: &ApiState, request: &Request, basic: bool) -> Result<Principal, ApiError> {
+    admit(state, request, basic).map(|(who, _)| who)
+}
+
+/// Finds out who is asking, and with which credential if it takes one.
+fn admit(state: &ApiState, request: &Request, basic: bool) -> Result<(Principal, Option<CredentialId>), ApiError> {
     let peer = request.extensions().get::<Peer>();
     let source = source(peer);
     // The socket's file lets only root and the service's own user in; the kernel says who it really is.
     if let Some(Peer::Local { uid: Some(uid) }) = peer
         && (*uid == 0 || state.options.own_uid == Some(*uid))
     {
-        return Ok(Principal { name: "local".to_owned(), role: Role::Admin, source });
+        return Ok((Principal { name: "local".to_owned(), role: Role::Admin, source }, None));
     }
     let password = if basic { password(request.headers()) } else { None };
     let Some(key) = key(request.headers()).or(password.as_deref()) else {
         return match state.options.auth {
             AuthMode::None => {
                 browser::check(request, &state.options.hosts)?;
-                Ok(Principal { name: "anonymous".to_owned(), role: Role::Admin, source })
+                Ok((Principal { name: "anonymous".to_owned(), role: Role::Admin, source }, None))
             }
             AuthMode::Required => Err(ApiError::Unauthorized("send it as Authorization: Bearer, or as x-api-key")),
         };
     };
     let (id, credential) = credential(&state.member()?, key)?;
     let role = Role::of(&credential).ok_or(ApiError::Forbidden("this kind of credential is not for the console"))?;
-    Ok(Principal { name: format!("credential:{id}"), role, source })
+    Ok((Principal { name: format!("credential:{id}"), role, source }, Some(id)))
 }
 
 /// The credential of a key that is valid now. Found by the key's SHA-256, so nothing of the key can be told from how long it
@@ -186,6 +191,39 @@ pub(crate) async fn guard_pages(State(state): State<ApiState>, mut request: Requ
             let mut response = error.into_response();
             response.extensions_mut().insert(AskForPassword);
             response
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Who listens on a socket, for as long as it is open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listener(Option<CredentialId>);
+
+impl Listener {
+    /// Somebody who needs no credential.
+    #[cfg(test)]
+    pub fn anybody() -> Self {
+        Self(None)
+    }
+
+    /// Whether the credential that has let the listener in would still do.
+    pub fn is_welcome(self, published: &Published) -> bool {
+        let Some(id) = self.0 else { return true };
+        let credential = published.with(|view| view.credential(id)).ok().flatten();
+        let valid =
+            |now| credential.is_some_and(|stored| Role::of(&stored.row).is_some() && !has_expired(&stored.row, now));
+        published.time().is_ok_and(valid)
+    }
+}
+
+/// Lets only those open a socket who may read. A page of another origin may not, whatever its browser sends along: nothing else
+/// keeps it from listening.
+pub(crate) async fn guard_sockets(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
+    match admit(&state, &request, true).and_then(|admitted| browser::check_origin(&request).map(|()| admitted)) {
+        Ok((_, credential)) => {
+            request.extensions_mut().insert(Listener(credential));
+            next.run(request).await
         }
         Err(error) => error.into_response(),
     }

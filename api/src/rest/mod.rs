@@ -1,5 +1,6 @@
 //! The REST API of `:8000`, put together. One module for each resource, thin: validate, propose or read, answer.
 
+mod admin;
 mod api_keys;
 mod audit;
 mod cluster;
@@ -24,10 +25,11 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder
 use utoipa::{IntoParams, Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::auth::{guard, guard_pages};
+use crate::auth::{guard, guard_pages, guard_sockets};
 use crate::context::with_context;
 use crate::docs;
 use crate::error::ApiError;
+use crate::events;
 use crate::request::{no_route, panicked};
 use crate::state::ApiState;
 
@@ -118,12 +120,16 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
         .merge(configs::router())
         .merge(deployments::router())
         .merge(audit::router())
+        .merge(admin::router())
         .fallback(no_route);
     let resources = with_wrong_method(resources).layer(middleware::from_fn_with_state(state.clone(), guard));
     let pages = with_wrong_method(health::guarded()).layer(middleware::from_fn_with_state(state.clone(), guard_pages));
+    let sockets = with_wrong_method(events::router());
+    let sockets = sockets.layer(middleware::from_fn_with_state(state.clone(), guard_sockets));
     OpenApiRouter::with_openapi(Description::openapi())
         .merge(health::open())
         .merge(pages)
+        .merge(sockets)
         .nest("/api", resources)
         .split_for_parts()
 }

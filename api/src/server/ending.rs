@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use http::{HeaderValue, Response, header};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+use super::upgrade::{Begin, Leaving};
 
 /// How long a connection of a draining server may be idle.
 pub(super) const QUIET: Duration = Duration::from_secs(1);
@@ -170,7 +172,12 @@ impl Part {
 
     /// A connection that waits for its first request.
     pub(super) fn connection(&self) -> Arc<Activity> {
-        let activity = Activity { part: self.clone(), moves: AtomicU64::new(0), holds: AtomicBool::new(false) };
+        let activity = Activity {
+            part: self.clone(),
+            moves: AtomicU64::new(0),
+            holds: AtomicBool::new(false),
+            afterwards: Mutex::default(),
+        };
         activity.hold(self.needs_state.is_some());
         Arc::new(activity)
     }
@@ -183,6 +190,8 @@ pub(super) struct Activity {
     moves: AtomicU64,
     /// Whether it may still need the state: it waits for a request, or one that needs it has no head of an answer yet.
     holds: AtomicBool,
+    /// What it does once it has left HTTP.
+    afterwards: Mutex<Option<Begin>>,
 }
 
 impl Activity {
@@ -203,6 +212,19 @@ impl Activity {
         self.moves.fetch_add(1, Ordering::Relaxed);
         self.hold(self.part.needs_state.is_some_and(|needs| needs(path)));
         Answering(Arc::clone(self))
+    }
+
+    /// Goes on with what its handler has left for the time after HTTP, if it has. No request comes any more.
+    pub async fn afterwards(&self, leaving: Leaving) {
+        self.hold(false);
+        let begin = self.slot().take();
+        if let Some(begin) = begin {
+            begin(leaving).await;
+        }
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Begin>> {
+        self.afterwards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until nothing has happened for a while.
@@ -237,6 +259,14 @@ impl Answering {
             activity.hold(false);
         }
         response.map(|body| Counted { body, _end: End { activity, last } })
+    }
+
+    /// The answer with which the connection leaves HTTP.
+    pub fn switched<B>(self, response: Response<B>, begin: Option<Begin>) -> Response<Counted<B>> {
+        let activity = self.0;
+        *activity.slot() = begin;
+        activity.hold(false);
+        response.map(|body| Counted { body, _end: End { activity, last: true } })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The loop that serves HTTP/1.1 on a listener, with a bound on everything that a client could hold open.
 //!
-//! A connection that waits for a request, the first or the next, is closed after [`Limits::header_timeout`]. There are no
-//! upgrades: a handler that waits for one gets hyper's error.
+//! A connection that waits for a request, the first or the next, is closed after [`Limits::header_timeout`]. One that leaves
+//! HTTP goes on with what its handler has left for that ([`Afterwards`]).
 
 mod body;
 mod ending;
@@ -9,16 +9,18 @@ mod listen;
 mod patience;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,6 +38,7 @@ use ending::{Activity, Counted};
 pub use ending::{Ending, Part};
 use listen::{AcceptFailures, Askers, Listen, accept};
 pub(crate) use patience::Patience;
+pub use upgrade::{Afterwards, Leave, Leaving};
 
 /// Bytes that a connection buffers in each direction, and so the bound of a request's head. A larger head is answered 431.
 ///
@@ -140,7 +143,8 @@ async fn serve<L: Listen>(listener: L, service: impl HttpService, limits: Limits
     let serve_one = move |open: &mut Open, io, peer| {
         let activity = own.connection();
         let service = with_peer(service.clone(), peer, limits.body_idle_timeout, Arc::clone(&activity));
-        open.spawn(http.serve_connection(TokioIo::new(io), service), peer, activity);
+        let connection = http.serve_connection(TokioIo::new(io), service).with_upgrades();
+        open.spawn(connection, peer, activity);
     };
     while listener.is_some() || !open.tasks.is_empty() {
         tokio::select! {
@@ -199,8 +203,12 @@ impl Line {
 }
 
 impl Open {
-    fn spawn<I, S, B>(&mut self, connection: http1::Connection<TokioIo<I>, S>, peer: Peer, activity: Arc<Activity>)
-    where
+    fn spawn<I, S, B>(
+        &mut self,
+        connection: http1::UpgradeableConnection<TokioIo<I>, S>,
+        peer: Peer,
+        activity: Arc<Activity>,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
         S::Future: Send,
@@ -260,8 +268,8 @@ impl Open {
 }
 
 async fn drive<I, S, B>(
-    connection: http1::Connection<TokioIo<I>, S>,
-    order: oneshot::Receiver<oneshot::Receiver<Infallible>>,
+    connection: http1::UpgradeableConnection<TokioIo<I>, S>,
+    mut order: oneshot::Receiver<oneshot::Receiver<Infallible>>,
     activity: Arc<Activity>,
 ) -> hyper::Result<()>
 where
@@ -269,22 +277,33 @@ where
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
 {
+    let leave = |order: &Result<_, _>| if order.is_ok() { Leave::Drain } else { Leave::Stop };
     let mut connection = pin!(connection);
     let drained = tokio::select! {
         biased;
-        ended = connection.as_mut() => return ended,
-        order = order => order,
-    };
-    if let Ok(stopped) = drained {
-        tokio::select! {
-            biased;
-            ended = connection.as_mut() => return ended,
-            _ = stopped => {}
-            () = activity.quiet() => {}
+        ended = connection.as_mut() => {
+            ended?;
+            activity.afterwards(Box::pin(async move { leave(&order.await) })).await;
+            return Ok(());
         }
-    }
-    connection.as_mut().graceful_shutdown();
-    connection.await
+        order = &mut order => order,
+    };
+    let leave = leave(&drained);
+    let ended = async {
+        if let Ok(stopped) = drained {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => return ended,
+                _ = stopped => {}
+                () = activity.quiet() => {}
+            }
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    };
+    ended.await?;
+    activity.afterwards(Box::pin(ready(leave))).await;
+    Ok(())
 }
 
 /// A connection's service: it tells every request who sent it, bounds its body's pauses, and notes what happens.
@@ -302,7 +321,11 @@ fn with_peer<S: HttpService>(
         request.extensions_mut().insert(peer);
         let answer = service.clone().oneshot(request);
         async move {
-            let Ok(response) = answer.await;
+            let Ok(mut response) = answer.await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                let afterwards = response.extensions_mut().remove::<Afterwards>();
+                return Ok(answering.switched(response, afterwards.and_then(|afterwards| afterwards.take())));
+            }
             Ok(answering.answered(response))
         }
     })

@@ -20,6 +20,8 @@ use super::ending::QUIET;
 use super::listen::{AcceptFailures, PAUSE};
 use super::*;
 
+mod upgraded;
+
 /// No wait of a test is longer.
 const BOUND: Duration = Duration::from_secs(20);
 

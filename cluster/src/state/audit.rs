@@ -39,6 +39,7 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Body::PinDeployment(_) => "deployment.pin",
         Body::ExpireDeployment(_) => "deployment.expire",
         Body::PlaceReplica(_) => "deployment.place",
+        Body::Purge(_) => "fleet.purge",
         Body::CreateConfig(_) => "config.create",
         Body::DeleteConfig(_) => "config.delete",
     };
@@ -48,6 +49,10 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Outcome::Node(answer) => Some(answer.id.to_string()),
         Outcome::Deployment(answer) => answer.deployment.as_ref().map(|deployment| deployment.id.to_string()),
         Outcome::Config(answer) => answer.config.as_ref().map(|config| config.id.to_string()),
+        Outcome::Purge(purged) => Some(format!(
+            "{} deployments, {} configurations, {} nodes",
+            purged.deployments, purged.configs, purged.nodes
+        )),
         Outcome::Refusal(_) | Outcome::Nothing(_) | Outcome::Settings(_) => None,
     };
     Some((action, object.unwrap_or_default()))

@@ -41,9 +41,13 @@ pub(super) fn delete(step: &mut Step<'_>, command: &rows::DeleteConfig) -> Resul
         return Err(refused(RefusalKind::NotFound, format!("there is no configuration {}", command.id)));
     };
     check(command.precondition.as_ref(), mod_index)?;
-    step.remove::<ConfigRef>(claim(&config.name_key));
-    step.remove::<Config>(key.to_vec());
+    remove(step, &config);
     Ok(rows::ConfigAnswer { mod_index, config: Some(config) })
+}
+
+pub(super) fn remove(step: &mut Step<'_>, config: &Config) {
+    step.remove::<ConfigRef>(claim(&config.name_key));
+    step.remove::<Config>(config.id.to_be_bytes().to_vec());
 }
 
 impl View {

@@ -1,5 +1,7 @@
 //! Credentials of every kind: only hashes, in one table, found through one other.
 
+use std::collections::BTreeSet;
+
 use sha2::{Digest, Sha256};
 
 use super::step::{Damaged, Row, Step, Stop, Stored, check, decode, refused};
@@ -88,8 +90,8 @@ pub(super) fn remove(step: &mut Step<'_>, id: u64, credential: &Credential) {
     step.remove::<Credential>(id.to_be_bytes().to_vec());
 }
 
-/// Takes a deployment out of the scopes of keys. A scope that becomes empty allows nothing.
-pub(super) fn forget_deployment(step: &mut Step<'_>, id: u64) -> Result<(), Stop> {
+/// Takes deployments out of the scopes of keys. A scope that becomes empty allows nothing.
+pub(super) fn forget_deployments(step: &mut Step<'_>, ids: &BTreeSet<u64>) -> Result<(), Stop> {
     let all = step.tables.range(<Credential as Row>::TABLE, &[]);
     let all = all.map(|(key, record)| Ok((key.to_vec(), decode::<Credential>(record)?.row)));
     for (key, mut credential) in all.collect::<Result<Vec<_>, Damaged>>()? {
@@ -99,9 +101,9 @@ pub(super) fn forget_deployment(step: &mut Step<'_>, id: u64) -> Result<(), Stop
             Some(credential_fields::Kind::Console(_) | credential_fields::Kind::Join(_)) | None => None,
         };
         if let Some(scope) = scope
-            && scope.deployments.contains(&id)
+            && scope.deployments.iter().any(|deployment| ids.contains(deployment))
         {
-            scope.deployments.retain(|deployment| *deployment != id);
+            scope.deployments.retain(|deployment| !ids.contains(deployment));
             step.put(key, &credential)?;
         }
     }

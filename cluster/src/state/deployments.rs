@@ -171,13 +171,20 @@ pub(super) fn pin(step: &mut Step<'_>, command: &rows::PinDeployment) -> Result<
 pub(super) fn delete(step: &mut Step<'_>, command: &rows::DeleteDeployment) -> Result<DeploymentAnswer, Stop> {
     let Stored { row: deployment, mod_index } = existing(step, command.id)?;
     check(command.precondition.as_ref(), mod_index)?;
-    if let Some(environment) = &deployment.environment {
-        put_secret(step, &secret_of(environment)?, None)?;
-    }
-    credentials::forget_deployment(step, command.id)?;
-    placements::forget(step, &deployment)?;
-    step.remove::<Deployment>(command.id.to_be_bytes().to_vec());
+    remove(step, std::slice::from_ref(&deployment))?;
     Ok(DeploymentAnswer { mod_index, deployment: Some(deployment), placements: Vec::new() })
+}
+
+/// Removes deployments with everything of theirs. What runs of them is nobody's from now on.
+pub(super) fn remove(step: &mut Step<'_>, deployments: &[Deployment]) -> Result<(), Stop> {
+    for deployment in deployments {
+        if let Some(environment) = &deployment.environment {
+            put_secret(step, &secret_of(environment)?, None)?;
+        }
+        placements::forget(step, deployment)?;
+        step.remove::<Deployment>(deployment.id.to_be_bytes().to_vec());
+    }
+    credentials::forget_deployments(step, &deployments.iter().map(|deployment| deployment.id).collect())
 }
 
 impl View {

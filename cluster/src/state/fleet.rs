@@ -42,6 +42,7 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::RecordTotals(_)
         | Body::PlaceReplica(_)
         | Body::RecordUse(_)
+        | Body::Purge(_)
         | Body::CreateConfig(_)
         | Body::DeleteConfig(_) => 1,
     }

@@ -6,8 +6,8 @@ use prost::Message;
 use super::step::{Damaged, Step, Stop};
 use super::tables::Tables;
 use super::{
-    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, placements, retention,
-    settings, totals,
+    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, placements, purge, retention, totals,
+    settings,
 };
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
@@ -125,6 +125,7 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
             credentials::record_use(step, command)?;
             nothing
         }
+        Body::Purge(command) => Outcome::Purge(purge::purge(step, command)?),
         Body::CreateConfig(command) => Outcome::Config(configs::create(step, command)?),
         Body::DeleteConfig(command) => Outcome::Config(configs::delete(step, command)?),
     })

@@ -249,7 +249,14 @@ impl Changes {
     /// How many entries are handed out at once.
     const AT_ONCE: usize = 256;
 
-    /// The next changes, in order and without a gap; waits until there are some.
+    /// The index up to which changes have been handed out, or passed over.
+    #[must_use]
+    pub fn after(&self) -> u64 {
+        self.after
+    }
+
+    /// The next changes, in order and without a gap; waits until there are some. Nothing is lost when it is dropped while it
+    /// waits.
     ///
     /// # Errors
     /// [`Lagged`] when some are missing. The next call goes on from the newest view.

@@ -23,6 +23,7 @@ use crate::rows::{
 use crate::storage::{Applied, LogId};
 
 mod placements;
+mod purge;
 
 const START_MS: u64 = 1_000_000;
 const MINUTE_MS: u64 = 60_000;
@@ -878,6 +879,9 @@ fn any_body() -> impl Strategy<Value = Body> {
         (0..6_u64, 0..2 * START_MS).prop_map(|(id, used)| record_use(id, used)),
         name().prop_map(|name| save(name, "{}")),
         (0..6_u64).prop_map(unsave),
+        (prop::option::of(0..6_u64), any::<bool>()).prop_map(|(configs_before, nodes)| {
+            Body::Purge(rows::Purge { deployments_before: configs_before, configs_before, nodes, deleted: None })
+        }),
         (precondition(), 0..9_u64).prop_map(|(precondition, port)| {
             let changes = Some(Settings { default_port: Some(port), ..Settings::default() });
             let precondition = precondition.flatten();
