@@ -187,6 +187,13 @@ impl Collected {
         Ok(Self { pieces, model, is_json, _share: share })
     }
 
+    /// A body that has come.
+    #[cfg(test)]
+    pub fn of(text: &'static str) -> Self {
+        let share = Share { held: Arc::default(), bytes: 0 };
+        Self { pieces: vec![Bytes::from_static(text.as_bytes())], model: None, is_json: true, _share: share }
+    }
+
     /// The model's name as it is written, quotes and escapes included, and as it is meant.
     pub fn model(&self) -> Result<(Bytes, String), GatewayError> {
         let span = self.model.filter(|span| span.is_string).ok_or(GatewayError::MissingModel)?;

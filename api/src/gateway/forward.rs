@@ -251,6 +251,14 @@ fn translate(status: StatusCode, retry_after: Option<&HeaderValue>, text: &[u8],
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use muster_agent::runtime::Endpoint;
+    use muster_cluster::ids::{DeploymentId, PlacementEpoch, PlacementId};
+
+    use super::super::origin::{Address, Origin, Way};
+    use super::super::tally::Tally;
+    use super::super::target::ReplicaOf;
     use super::*;
 
     fn translated(status: u16, text: &str) -> (u16, &'static str, String, Option<String>) {
@@ -277,6 +285,44 @@ mod tests {
         assert_eq!(translated(500, "plain text").2, "the provider of the model `ours` has failed");
         assert_eq!(translated(404, r#"{"detail":"Not Found"}"#).1, "model_not_found");
         assert_eq!(translated(302, "").0, 502);
+    }
+
+    #[test]
+    fn an_engine_is_asked_as_the_client_asked_and_gets_nothing_else_of_its_head() {
+        let placement = PlacementId { deployment: DeploymentId(1), ordinal: 0 };
+        let of = ReplicaOf { placement, epoch: PlacementEpoch(1), name: "ours", model_id: "ours" };
+        let address = Address::Engine(Endpoint::Unix("/nowhere".into()));
+        let origin = Arc::new(Origin::new(address, Way::Plain));
+        let target = of.here(origin, Tally::default().of("ours")).expect("a target");
+        let asked = |method: Method, uri: &'static str, content_type: Option<&'static str>| {
+            let route = Route {
+                method,
+                uri: Uri::from_static(uri),
+                content_type: content_type.map(HeaderValue::from_static),
+                accept: None,
+            };
+            let call = Call {
+                asked: Asked::Route(Box::new(route)),
+                body: Collected::of("x"),
+                written: Bytes::new(),
+                name: "ours".to_owned(),
+                request_id: HeaderValue::from_static("an-id"),
+                traceparent: None,
+                timeout: Duration::from_secs(1),
+            };
+            call.request(&target, false)
+        };
+        let names = |request: &Request<Pieces>| {
+            let mut names: Vec<_> = request.headers().keys().map(|name| name.as_str().to_owned()).collect();
+            names.sort_unstable();
+            names
+        };
+        let form = asked(Method::POST, "/v1/audio/transcriptions?a=b", Some("multipart/form-data; boundary=x"));
+        assert_eq!((form.method(), form.uri().to_string()), (&Method::POST, "/v1/audio/transcriptions?a=b".to_owned()));
+        assert_eq!(form.headers()[header::CONTENT_TYPE], "multipart/form-data; boundary=x");
+        assert_eq!(names(&form), ["content-type", "host", "user-agent", "x-request-id"]);
+        let lookup = asked(Method::GET, "/v1/responses/resp_x", None);
+        assert_eq!((lookup.method(), names(&lookup)), (&Method::GET, names(&form)[1..].to_vec()));
     }
 
     #[test]

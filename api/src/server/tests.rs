@@ -538,3 +538,31 @@ async fn a_client_whose_long_answer_did_not_say_so_may_ask_once_more() {
     assert!(is_last(&mut client).await);
     within(server.task).await.unwrap();
 }
+
+#[tokio::test]
+async fn some_servers_end_before_the_others_and_all_of_them_with_all() {
+    let all = Ending::default();
+    let serve = |ending: &Ending| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (address, part) = (listener.local_addr().unwrap(), ending.part(None));
+        let listener = TcpListener::from_std(listener).unwrap();
+        (address, tokio::spawn(serve_tcp(listener, router(&Gate::new()), patient(), part)))
+    };
+    let (some, others) = (all.below(), all.below());
+    let ((gone, ended), (here, lasts)) = (serve(&some), serve(&others));
+    some.part_with_all();
+    within(ended).await.unwrap();
+    assert!(TcpStream::connect(gone).await.is_err());
+    let mut client = TcpStream::connect(here).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    assert!(client.read_u8().await.is_ok(), "the others go on");
+    all.drain();
+    within(all.close()).await;
+    within(others.closing()).await;
+    assert!(TcpStream::connect(here).await.is_err(), "nobody listens once all are closed");
+    within(lasts).await.unwrap();
+    // One that comes late does not even begin.
+    let (_, late) = serve(&all.below());
+    within(late).await.unwrap();
+}

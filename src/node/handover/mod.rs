@@ -1,7 +1,7 @@
 //! One process takes the place of another on the same data directory, and no request fails.
 //!
 //! The successor says hello on `DATA_DIR/handover.sock` and where it wants to listen. If the running process agrees, it has
-//! another node lead, drains (see [`muster_api::server::Ending`]), shuts its node down, and sends its listening sockets along;
+//! another node lead, drains (see [`muster_api::server::Ending`]), shuts its node down, and sends its listening sockets along, those of its placements among them;
 //! connections that come meanwhile wait in the kernel's queues. The successor starts the node over them and says that it
 //! serves; the old process finishes the answers that it has begun, and ends. Until that word the old process keeps the sockets
 //! too: if the successor fails, it takes the node up again. The lock of the data directory sees to it that there is never

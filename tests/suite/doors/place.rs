@@ -99,7 +99,13 @@ impl Place {
         for (field, value) in fields.as_object().expect("an object") {
             wanted[field] = value.clone();
         }
-        let started = self.admin().post("/api/deployments/start", &wanted).expect(200).body;
+        // What the node has to offer is known to the fleet a moment after it serves.
+        let started = wait_for(PATIENCE, "the node to say what it can run", || {
+            let answer = self.admin().post("/api/deployments/start", &wanted);
+            let is_early = answer.status == 409 && answer.text.contains("names no program");
+            (!is_early).then_some(answer)
+        });
+        let started = started.expect(200).body;
         let port = started["port"].as_u64().expect("a port");
         Door {
             id: started["id"].as_u64().expect("a number"),
