@@ -19,6 +19,8 @@ mod names;
 mod old;
 #[path = "deployments/refusals.rs"]
 mod refusals;
+#[path = "deployments/scheduler.rs"]
+mod scheduler;
 #[path = "deployments/secrets.rs"]
 mod secrets;
 #[path = "deployments/survival.rs"]

@@ -6,8 +6,8 @@ use prost::Message;
 use super::step::{Damaged, Step, Stop};
 use super::tables::Tables;
 use super::{
-    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, placements, purge, retention, totals,
-    settings,
+    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, placements, purge, retention,
+    settings, totals,
 };
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
