@@ -1,12 +1,17 @@
 //! The machine of a node, as a value: its GPUs, its runtimes, what it serves; supervised for as long as the node runs.
 
 mod ask;
+mod past;
+mod ports;
+mod sample;
 mod service;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use muster_cluster::node::Node;
 use muster_cluster::rows::{GpuFact, NodeFacts};
@@ -14,13 +19,19 @@ use muster_cluster::transport::Services;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use ask::{Hosts, NoSight};
+pub use ask::{Hosts, NoSight, Sight};
 
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
+use crate::machine::Disk;
 use crate::runtime::process::{ProcessOptions, ProcessRuntime, Program, UserName};
 use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind};
 use crate::serving::Serving;
 use crate::supervisor::{Observed, Tools, supervise};
+
+use past::Past;
+
+/// How long a file system may take to say how full it is.
+const DISK_LIMIT: Duration = Duration::from_millis(500);
 
 /// What a node's configuration says of its machine.
 #[derive(Clone, Debug)]
@@ -35,6 +46,8 @@ pub struct HostOptions {
     pub user: Option<UserName>,
     /// The ports that are given out where nobody asks for one.
     pub ports: RangeInclusive<u16>,
+    /// Where its API listens, and with it what is deployed here.
+    pub address: IpAddr,
 }
 
 /// The machine of a node.
@@ -45,6 +58,8 @@ pub struct Host {
     inventory: Vec<Arc<Gpu>>,
     serving: Arc<Serving>,
     observed: Arc<Observed>,
+    disk: Disk,
+    past: Mutex<Past>,
 }
 
 impl Host {
@@ -55,7 +70,16 @@ impl Host {
             tracing::info!(%why, "no GPUs");
             Vec::new()
         });
-        Arc::new(Self { options, gpus, inventory, serving: Arc::default(), observed: Arc::default() })
+        let disk = Disk::new(options.directory.clone(), DISK_LIMIT);
+        Arc::new(Self {
+            options,
+            gpus,
+            inventory,
+            serving: Arc::default(),
+            observed: Arc::default(),
+            disk,
+            past: Mutex::default(),
+        })
     }
 
     /// Adds what the machine has to what the node tells the fleet of itself.
@@ -105,9 +129,10 @@ impl Host {
         &self.gpus
     }
 
-    /// Begins to bring what runs here in line with what the node knows. No engine ends when this does.
+    /// Begins to bring what runs here in line with what the node knows, and to keep what the machine does. No engine ends when
+    /// this does.
     #[must_use]
-    pub fn supervise(&self, node: &Node) -> Supervision {
+    pub fn supervise(self: &Arc<Self>, node: &Node) -> Supervision {
         let identity = node.identity();
         let owner = Owner { fleet: identity.fleet, generation: identity.generation, node: identity.node };
         let mut runtimes: BTreeMap<RuntimeKind, Arc<dyn Runtime>> = BTreeMap::new();
@@ -128,8 +153,10 @@ impl Host {
             observed: Arc::clone(&self.observed),
         };
         let stop = CancellationToken::new();
+        let sampling = past::sample_on(Arc::clone(self), Arc::clone(node.consensus()), stop.clone());
+        let sampling = tokio::spawn(sampling);
         let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone()));
-        Supervision { stop, supervising }
+        Supervision { stop, supervising, sampling }
     }
 }
 
@@ -138,14 +165,17 @@ impl Host {
 pub struct Supervision {
     stop: CancellationToken,
     supervising: JoinHandle<()>,
+    sampling: JoinHandle<()>,
 }
 
 impl Supervision {
     /// Ends it. Engines go on, and so do requests to them.
     pub async fn end(self) {
         self.stop.cancel();
-        if let Err(error) = self.supervising.await {
-            tracing::error!(%error, "the supervisor has failed");
+        for (what, task) in [("supervisor", self.supervising), ("sampler", self.sampling)] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the {what} has failed");
+            }
         }
     }
 }
