@@ -2,6 +2,7 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
+use muster_agent::host::NoSight;
 use muster_cluster::consensus::{ProposeError, ReadError};
 use muster_cluster::rows::{Refusal, RefusalKind};
 use muster_cluster::sealing::SealingError;
@@ -69,15 +70,15 @@ pub enum ApiError {
     /// This node is not ready. It may help to try again.
     #[error("this node is not ready")]
     NotReady(String),
+    /// Another node had to be asked, and does not answer. It may help to try again.
+    #[error("the node does not answer")]
+    Unreachable(String),
     /// The outcome is unknown. A repetition with this key is safe.
     #[error("the outcome is unknown")]
     Unknown {
         /// The Idempotency-Key to repeat the request with.
         retry_key: Option<String>,
     },
-    /// Another node that has what is asked for does not answer. It may help to try again.
-    #[error("a node does not answer")]
-    Unreachable(String),
     /// A later version will do this.
     #[error("this is not available yet")]
     NotImplemented(&'static str),
@@ -132,8 +133,8 @@ impl ApiError {
             Self::NoQuorum(_) => (StatusCode::SERVICE_UNAVAILABLE, "NO_QUORUM"),
             Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "OVERLOADED"),
             Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
-            Self::Unknown { .. } => (StatusCode::GATEWAY_TIMEOUT, "OUTCOME_UNKNOWN"),
             Self::Unreachable(_) => (StatusCode::BAD_GATEWAY, "NODE_UNREACHABLE"),
+            Self::Unknown { .. } => (StatusCode::GATEWAY_TIMEOUT, "OUTCOME_UNKNOWN"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
         }
@@ -247,6 +248,12 @@ impl From<Refusal> for ApiError {
                 Self::Internal(text)
             }
         }
+    }
+}
+
+impl From<NoSight> for ApiError {
+    fn from(error: NoSight) -> Self {
+        Self::Unreachable(error.to_string())
     }
 }
 

@@ -81,6 +81,7 @@ impl Values {
             programs,
             user,
             ports: self.ports.0.clone(),
+            address: self.api.ip(),
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod net;
 pub mod process;
 pub mod registers;
 pub mod seeds;
+pub mod simulated;
 pub mod small_disk;
 pub mod tailscaled;
 pub mod upstream;

@@ -21,6 +21,10 @@ mod lifecycle;
 mod lists;
 #[path = "api/models.rs"]
 mod models;
+#[path = "api/nodes_admin.rs"]
+mod nodes_admin;
+#[path = "api/nodes_machine.rs"]
+mod nodes_machine;
 #[path = "api/purge.rs"]
 mod purge;
 #[path = "api/repeats.rs"]

@@ -1,5 +1,7 @@
 //! Three nodes as three processes: joining over the network, writing and reading through any of them, and signal 9.
 
+#[path = "mesh/nodes.rs"]
+mod nodes;
 #[path = "mesh/roles.rs"]
 mod roles;
 

@@ -77,6 +77,17 @@ impl GpuProvider {
         }
     }
 
+    /// The same for whoever can not wait as long as the driver may take.
+    pub async fn read_within(&self, limit: Duration) -> Reading {
+        match tokio::time::timeout(limit, self.read()).await {
+            Ok(reading) => reading,
+            Err(_) => match self {
+                Self::Nvml(gpus) => gpus.last().unwrap_or(Reading::Nothing(NoGpus::Silent(limit))),
+                Self::None | Self::Sim(_) => Reading::Nothing(NoGpus::Silent(limit)),
+            },
+        }
+    }
+
     /// Which GPUs there are, by what is known already if anything is: what does not change is not read again.
     pub async fn inventory(&self) -> Result<Vec<Arc<Gpu>>, NoGpus> {
         let reading = match self {

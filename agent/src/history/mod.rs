@@ -116,8 +116,25 @@ impl History {
 
     /// Every `step`-th sample of the last minutes, from the oldest on. Minutes are from 1 to 2880, and a step is at least 1.
     pub fn range(&self, now: u64, minutes: u32, step: u32) -> impl Iterator<Item = PastSample> + '_ {
+        self.since(self.reach(now, minutes), step)
+    }
+
+    /// The moment from which on samples belong to the last minutes.
+    #[must_use]
+    pub fn reach(&self, now: u64, minutes: u32) -> u64 {
         let reach = Duration::from_secs(u64::from(minutes.clamp(1, MOST_MINUTES)) * 60).min(self.retention);
-        let from = now.saturating_sub(u64::try_from(reach.as_millis()).unwrap_or(u64::MAX));
+        now.saturating_sub(u64::try_from(reach.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// How many samples there are from a moment on, and of how many GPUs the newest has figures.
+    #[must_use]
+    pub fn extent(&self, from: u64) -> (usize, usize) {
+        let before = self.samples.partition_point(|sample| sample.recorded_at < from);
+        (self.samples.len() - before, self.samples.back().map_or(0, |newest| newest.facts.len()))
+    }
+
+    /// Every `step`-th sample from a moment on. A step is at least 1.
+    pub fn since(&self, from: u64, step: u32) -> impl Iterator<Item = PastSample> + '_ {
         let mut first_gpu = 0;
         let placed = self.samples.iter().map(move |sample| {
             let place = first_gpu;

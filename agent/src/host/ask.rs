@@ -2,22 +2,24 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use muster_cluster::ids::{NodeId, PlacementId};
 use muster_cluster::transport::{Channels, Purpose, ToNode};
 use tokio::sync::OnceCell;
-use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
 
 use super::service::{unit, wire_unit};
 use super::{Host, Parts};
 use crate::runtime::UnitId;
 use crate::wire::host_client::HostClient;
-use crate::wire::{LookRequest, ReadLogRequest, RenewRequest, Seen, TailRequest};
+use crate::wire::{
+    LookRequest, PastAnswer, PastRequest, PortAnswer, PortRequest, ReadLogRequest, RenewRequest, Seen, TailRequest,
+};
 
 /// How long what a node has said is good.
 const GOOD_FOR: Duration = Duration::from_secs(1);
@@ -31,6 +33,10 @@ const RENEW_LIMIT: Duration = Duration::from_secs(2);
 /// How long a node may take to begin to tell of a log.
 const LOG_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a node may take to try a port, and to say what its figures were.
+const PORT_LIMIT: Duration = Duration::from_secs(5);
+const PAST_LIMIT: Duration = Duration::from_secs(10);
+
 /// A node does not say what it sees.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("node {node} does not answer: {why}")]
@@ -41,7 +47,24 @@ pub struct NoSight {
     pub why: String,
 }
 
+/// What this node knows of another's machine.
+#[derive(Clone, Debug, Default)]
+pub struct Sight {
+    /// What it said last, and how long ago.
+    pub last: Option<(Arc<Seen>, Duration)>,
+    /// How often in a row it has not answered since.
+    pub missed: u32,
+}
+
 type Answer = Arc<OnceCell<Result<Arc<Seen>, NoSight>>>;
+
+#[derive(Debug)]
+struct Asked {
+    at: Instant,
+    answer: Answer,
+    last: Option<(Arc<Seen>, Instant)>,
+    missed: u32,
+}
 
 /// The hosts of all nodes, this one's among them. Many who ask at once ask once.
 pub struct Hosts {
@@ -49,14 +72,14 @@ pub struct Hosts {
     node: NodeId,
     channels: Arc<Channels>,
     // There are no more of them than nodes.
-    answers: Mutex<HashMap<NodeId, (Instant, Answer)>>,
+    asked: Mutex<HashMap<NodeId, Asked>>,
 }
 
 impl Hosts {
     /// Those that can be reached from this node, whose host this is.
     #[must_use]
     pub fn new(own: Arc<Host>, node: NodeId, channels: Arc<Channels>) -> Self {
-        Self { own, node, channels, answers: Mutex::default() }
+        Self { own, node, channels, asked: Mutex::default() }
     }
 
     /// The host of this node.
@@ -65,24 +88,64 @@ impl Hosts {
         &self.own
     }
 
+    // Only maps are changed while it is held.
+    fn asked(&self) -> MutexGuard<'_, HashMap<NodeId, Asked>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What a node sees, at most a second ago.
     ///
     /// # Errors
     /// When it does not say so in time.
     pub async fn look(&self, node: NodeId) -> Result<Arc<Seen>, NoSight> {
-        if node == self.node {
-            return Ok(Arc::new(self.own.look()));
-        }
         let answer = {
             let now = Instant::now();
-            let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-            let kept = answers.entry(node).or_insert_with(|| (now, Answer::default()));
-            if now.saturating_duration_since(kept.0) > GOOD_FOR {
-                *kept = (now, Answer::default());
+            let mut asked = self.asked();
+            let kept = asked.entry(node).or_insert_with(|| Asked::new(now));
+            if now.saturating_duration_since(kept.at) > GOOD_FOR {
+                (kept.at, kept.answer) = (now, Answer::default());
             }
-            Arc::clone(&kept.1)
+            Arc::clone(&kept.answer)
         };
-        answer.get_or_init(|| self.ask(node)).await.clone()
+        let ask = || async {
+            let said = self.ask(node).await;
+            if let Some(kept) = self.asked().get_mut(&node) {
+                kept.note(&said, Instant::now());
+            }
+            said
+        };
+        answer.get_or_init(ask).await.clone()
+    }
+
+    /// What is known of a node's machine, without asking it.
+    #[must_use]
+    pub fn sight(&self, node: NodeId) -> Sight {
+        self.asked().get(&node).map(Asked::sight).unwrap_or_default()
+    }
+
+    /// What the figures of a node's machine were.
+    ///
+    /// # Errors
+    /// When it does not say so in time.
+    pub async fn past(&self, node: NodeId, request: PastRequest) -> Result<PastAnswer, NoSight> {
+        if node == self.node {
+            let past = Arc::clone(&self.own).past(request).await;
+            return past.ok_or_else(|| NoSight { node, why: "it is about to end".to_owned() });
+        }
+        let mut client = self.client(node);
+        within(node, PAST_LIMIT, client.past(request)).await
+    }
+
+    /// Whether something could listen on a port of a node.
+    ///
+    /// # Errors
+    /// When it does not say so in time.
+    pub async fn check_port(&self, node: NodeId, port: u16) -> Result<PortAnswer, NoSight> {
+        if node == self.node {
+            return Ok(self.own.check_port(port));
+        }
+        let mut client = self.client(node);
+        within(node, PORT_LIMIT, client.check_port(PortRequest { port: u32::from(port) })).await
     }
 
     /// Asks the leader to let this node go on with these units, and says with which it may.
@@ -142,16 +205,67 @@ impl Hosts {
         }
     }
 
+    async fn ask(&self, node: NodeId) -> Result<Arc<Seen>, NoSight> {
+        if node == self.node {
+            return Ok(Arc::new(self.own.look().await));
+        }
+        let mut client = self.client(node);
+        within(node, LIMIT, client.look(LookRequest {})).await.map(Arc::new)
+    }
+
     fn client(&self, node: NodeId) -> HostClient<InterceptedService<Channel, ToNode>> {
         HostClient::with_interceptor(self.channels.to(node, Purpose::Machines), self.channels.route(node))
     }
+}
 
-    async fn ask(&self, node: NodeId) -> Result<Arc<Seen>, NoSight> {
-        let silent = |why: String| NoSight { node, why };
-        match tokio::time::timeout(LIMIT, self.client(node).look(LookRequest {})).await {
-            Ok(Ok(seen)) => Ok(Arc::new(seen.into_inner())),
-            Ok(Err(status)) => Err(silent(status.message().to_owned())),
-            Err(_) => Err(silent(format!("not within {LIMIT:?}"))),
+async fn within<T>(
+    node: NodeId,
+    limit: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, NoSight> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(NoSight { node, why: status.message().to_owned() }),
+        Err(_) => Err(NoSight { node, why: format!("not within {limit:?}") }),
+    }
+}
+
+impl Asked {
+    fn new(at: Instant) -> Self {
+        Self { at, answer: Answer::default(), last: None, missed: 0 }
+    }
+
+    fn note(&mut self, said: &Result<Arc<Seen>, NoSight>, now: Instant) {
+        match said {
+            Ok(seen) => (self.last, self.missed) = (Some((Arc::clone(seen), now)), 0),
+            Err(_) => self.missed = self.missed.saturating_add(1),
         }
+    }
+
+    fn sight(&self) -> Sight {
+        Sight { last: self.last.as_ref().map(|(seen, at)| (Arc::clone(seen), at.elapsed())), missed: self.missed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_said_last_is_kept_until_it_answers_again() {
+        let now = Instant::now();
+        let mut asked = Asked::new(now);
+        assert!(asked.sight().last.is_none());
+        let silent = Err(NoSight { node: NodeId(2), why: "no route".to_owned() });
+        let seen = Arc::new(Seen::default());
+        asked.note(&silent, now);
+        assert_eq!((asked.sight().missed, asked.sight().last.is_some()), (1, false));
+        asked.note(&Ok(Arc::clone(&seen)), now);
+        assert_eq!(asked.sight().missed, 0);
+        asked.note(&silent, now);
+        asked.note(&silent, now);
+        let sight = asked.sight();
+        assert_eq!(sight.missed, 2);
+        assert!(Arc::ptr_eq(&sight.last.unwrap().0, &seen));
     }
 }

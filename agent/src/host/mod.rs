@@ -2,13 +2,17 @@
 
 mod ask;
 mod logs;
+mod past;
+mod ports;
+mod sample;
 mod service;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -23,13 +27,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use ask::{Hosts, NoSight};
+pub use ask::{Hosts, NoSight, Sight};
 pub use logs::Parts;
+
+use past::Past;
 
 use crate::doors::Doors;
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
 use crate::leases::{CONFIRMED, Granted, OwnLeases};
 use crate::logs::{LogBounds, LogStore};
+use crate::machine::Disk;
 use crate::runtime::process::{ProcessOptions, ProcessRuntime, Program, UserName};
 use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind, UnitId};
 use crate::scheduler::Scheduler;
@@ -38,6 +45,9 @@ use crate::supervisor::{Ledger, Observed, Tools, supervise};
 
 /// The directory of logs in the data directory.
 const LOGS: &str = "engine-logs";
+
+/// How long a file system may take to say how full it is.
+const DISK_LIMIT: Duration = Duration::from_millis(500);
 
 /// What a node's configuration says of its machine.
 #[derive(Clone, Debug)]
@@ -52,6 +62,8 @@ pub struct HostOptions {
     pub user: Option<UserName>,
     /// The ports that are given out where nobody asks for one.
     pub ports: RangeInclusive<u16>,
+    /// Where its API listens, and with it what is deployed here.
+    pub address: IpAddr,
 }
 
 /// The machine of a node.
@@ -67,6 +79,8 @@ pub struct Host {
     granted: Arc<Granted>,
     /// The node that it belongs to, while that runs.
     node: ArcSwapOption<Belonging>,
+    disk: Disk,
+    past: Mutex<Past>,
 }
 
 /// What a host needs of its node to speak for it.
@@ -90,7 +104,20 @@ impl Host {
         let logs = Arc::new(LogStore::open(options.directory.join(LOGS), LogBounds::default())?);
         let (serving, observed, ledger) = (Arc::default(), Arc::default(), Arc::default());
         let (leases, granted, node) = (Arc::default(), Arc::default(), ArcSwapOption::empty());
-        Ok(Arc::new(Self { options, gpus, inventory, serving, observed, ledger, logs, leases, granted, node }))
+        Ok(Arc::new(Self {
+            disk: Disk::new(options.directory.clone(), DISK_LIMIT),
+            options,
+            gpus,
+            inventory,
+            serving,
+            observed,
+            ledger,
+            logs,
+            leases,
+            granted,
+            node,
+            past: Mutex::default(),
+        }))
     }
 
     /// Adds what the machine has to what the node tells the fleet of itself.
@@ -208,7 +235,9 @@ impl Host {
         let stop = CancellationToken::new();
         let (sought, found) = mpsc::channel(1);
         let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone(), sought));
-        Supervision { stop, supervising, found, host: Arc::clone(self) }
+        let sampling = past::sample_on(Arc::clone(self), Arc::clone(node.consensus()), stop.clone());
+        let sampling = tokio::spawn(sampling);
+        Supervision { stop, supervising, sampling, found, host: Arc::clone(self) }
     }
 }
 
@@ -216,6 +245,7 @@ impl Host {
 pub struct Supervision {
     stop: CancellationToken,
     supervising: JoinHandle<()>,
+    sampling: JoinHandle<()>,
     host: Arc<Host>,
     found: mpsc::Receiver<()>,
 }
@@ -233,8 +263,10 @@ impl Supervision {
     pub async fn end(self) {
         self.stop.cancel();
         self.host.node.store(None);
-        if let Err(error) = self.supervising.await {
-            tracing::error!(%error, "the supervisor has failed");
+        for (what, task) in [("supervisor", self.supervising), ("sampler", self.sampling)] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the {what} has failed");
+            }
         }
     }
 }

@@ -15,7 +15,8 @@ use crate::runtime::UnitId;
 use crate::supervisor::Observation;
 use crate::wire::host_server::{self, HostServer};
 use crate::wire::{
-    Lines, LogPart, LookRequest, ReadLogRequest, RenewRequest, Renewed, Seen, SeenUnit, TailRequest, Unit,
+    Lines, LogPart, LookRequest, PastAnswer, PastRequest, PortAnswer, PortRequest, ReadLogRequest, RenewRequest,
+    Renewed, Seen, SeenUnit, TailRequest, Unit,
 };
 
 struct HostService(Arc<Host>);
@@ -59,15 +60,27 @@ fn seen(unit: UnitId, seen: Observation) -> SeenUnit {
 
 impl Host {
     /// What it sees now, as it tells other nodes.
-    pub(super) fn look(&self) -> Seen {
-        Seen { units: self.observed().all().into_iter().map(|(unit, one)| seen(unit, one)).collect() }
+    pub(super) async fn look(&self) -> Seen {
+        let machine = Some(self.machine().await);
+        Seen { units: self.observed().all().into_iter().map(|(unit, one)| seen(unit, one)).collect(), machine }
     }
 }
 
 #[tonic::async_trait]
 impl host_server::Host for HostService {
     async fn look(&self, _: Request<LookRequest>) -> Result<Response<Seen>, Status> {
-        Ok(Response::new(self.0.look()))
+        Ok(Response::new(self.0.look().await))
+    }
+
+    async fn past(&self, request: Request<PastRequest>) -> Result<Response<PastAnswer>, Status> {
+        let past = self.0.clone().past(request.into_inner()).await;
+        past.map(Response::new).ok_or_else(|| Status::internal("the figures can not be read"))
+    }
+
+    async fn check_port(&self, request: Request<PortRequest>) -> Result<Response<PortAnswer>, Status> {
+        let port = u16::try_from(request.into_inner().port).ok().filter(|port| *port > 0);
+        let port = port.ok_or_else(|| Status::invalid_argument("this is no port"))?;
+        Ok(Response::new(self.0.check_port(port)))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Renewed>, Status> {

@@ -52,8 +52,12 @@ impl Disk {
     #[must_use]
     pub fn new(directory: PathBuf, patience: Duration) -> Self {
         let asked = Asked::start("disk", patience, move |mut questions| {
-            while questions.wait().is_some() {
+            // It answers before anybody asks: until it has, it counts as one that hangs.
+            loop {
                 questions.answer(DiskUsage::of(&directory).map_err(|error| error.to_string()));
+                if questions.wait().is_none() {
+                    return;
+                }
             }
         });
         Self { asked }
@@ -81,6 +85,16 @@ mod tests {
             DiskUsage::of(Path::new("neither-this-one")).unwrap().total,
             DiskUsage::of(Path::new(".")).unwrap().total
         );
+    }
+
+    #[test]
+    fn it_is_known_before_anybody_asks() {
+        let disk = Disk::new(PathBuf::from("."), Duration::ZERO);
+        let begun = std::time::Instant::now();
+        while disk.asked.last().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nobody has looked");
+            std::thread::yield_now();
+        }
     }
 
     #[tokio::test]

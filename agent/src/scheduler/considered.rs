@@ -8,7 +8,7 @@ use muster_cluster::planner::claim::{Claim, Wanted};
 use muster_cluster::planner::place::{Choice, Explained, Node, Request, Runtime, place};
 use muster_cluster::planner::{Gpu, Share};
 use muster_cluster::rows::{self, Deployment, Placement, Seat};
-use muster_cluster::state::{Damaged, Held, View};
+use muster_cluster::state::{Damaged, Held, Maintenance, NodePolicy, View};
 
 use crate::engine;
 use crate::runtime::{EngineKind, RuntimeKind};
@@ -33,6 +33,7 @@ struct Known {
     gpus: Vec<Gpu>,
     held: Vec<Held>,
     ports: Vec<u16>,
+    admin: NodePolicy,
 }
 
 fn runtimes(facts: &rows::NodeFacts) -> Vec<Runtime> {
@@ -50,7 +51,13 @@ impl Known {
         let id = NodeId(node.id);
         let facts = node.facts.clone().unwrap_or_default();
         let heard = considering.roster.node(id).map(|heard| heard.liveness);
-        let gpu = |gpu: &rows::GpuFact| Gpu { index: gpu.index, total: gpu.memory_bytes, ..Gpu::default() };
+        let admin = NodePolicy::of(node);
+        let gpu = |gpu: &rows::GpuFact| Gpu {
+            index: gpu.index,
+            total: gpu.memory_bytes,
+            cordoned: !admin.is_open(gpu.index),
+            ..Gpu::default()
+        };
         let held = considering.view.held_on(id)?;
         Ok(Self {
             id,
@@ -60,6 +67,7 @@ impl Known {
             ports: held.iter().filter_map(|held| u16::try_from(held.reservation.port).ok()).collect(),
             held,
             facts,
+            admin,
         })
     }
 
@@ -129,10 +137,10 @@ pub fn consider(
                 id: one.id,
                 name: &one.facts.name,
                 alive: one.alive,
-                cordoned: false,
+                cordoned: one.admin.maintenance() == Maintenance::Full,
                 warm: false,
                 runtimes: &one.runtimes,
-                runtime: None,
+                runtime: one.admin.container_runtime(),
                 gpus: &one.gpus,
                 claims,
                 has_model: false,

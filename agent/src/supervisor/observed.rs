@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use muster_cluster::ids::PlacementId;
 
 use crate::engine::metrics::Usage;
-use crate::runtime::UnitId;
+use crate::runtime::{RuntimeKind, UnitId};
 
 /// What is seen of one unit.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,6 +25,7 @@ pub struct Observation {
 #[derive(Debug, Default)]
 pub struct Observed {
     units: Mutex<BTreeMap<PlacementId, (UnitId, Observation)>>,
+    strays: Mutex<BTreeMap<RuntimeKind, u64>>,
 }
 
 impl Observed {
@@ -49,6 +50,22 @@ impl Observed {
         if units.get(&unit.placement).is_some_and(|(seen, _)| *seen == unit) {
             units.remove(&unit.placement);
         }
+    }
+
+    /// Notes how many units a runtime has that no record knows; `None`: it does not say.
+    pub(crate) fn note_strays(&self, runtime: RuntimeKind, count: Option<u64>) {
+        let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        match count {
+            Some(count) => strays.insert(runtime, count),
+            None => strays.remove(&runtime),
+        };
+    }
+
+    /// How many units of these runtimes no record knows. `None`: none of them has said so yet.
+    #[must_use]
+    pub fn strays(&self, of: impl Fn(RuntimeKind) -> bool) -> Option<u64> {
+        let strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        strays.iter().filter(|(runtime, _)| of(**runtime)).map(|(_, count)| *count).reduce(u64::saturating_add)
     }
 
     /// Everything that is seen, by placement.

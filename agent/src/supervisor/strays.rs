@@ -6,10 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use muster_cluster::rows::Deployment;
+use muster_cluster::state::{Changes, Row};
+
 use super::Tools;
 use crate::runtime::{Found, Runtime};
 
-/// How often they are looked for.
+/// How often they are looked for, if no deployment is deleted.
 const PERIOD: Duration = Duration::from_secs(30);
 
 /// How long to wait until it is tried again to learn what the fleet knows.
@@ -25,15 +28,39 @@ pub(super) async fn look(tools: Arc<Tools>) {
         tracing::debug!(%error, "what runs here is not judged until the state has caught up");
         tokio::time::sleep(PAUSE).await;
     }
+    let mut changes = tools.consensus.published().changes(tools.consensus.local().index());
     loop {
         for runtime in tools.runtimes.values() {
-            match runtime.units().await {
-                Ok(found) => judge(&tools, runtime.as_ref(), found).await,
-                Err(error) => tracing::debug!(runtime = %runtime.kind(), %error, "what runs here is not known"),
-            }
+            let strays = match runtime.units().await {
+                Ok(found) => Some(judge(&tools, runtime.as_ref(), found).await),
+                Err(error) => {
+                    tracing::debug!(runtime = %runtime.kind(), %error, "what runs here is not known");
+                    None
+                }
+            };
+            tools.observed.note_strays(runtime.kind(), strays);
         }
         sweep(&tools).await;
-        tokio::time::sleep(PERIOD).await;
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            // One after the other may be deleted: they are looked for once.
+            () = deleted(&mut changes) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Waits until a deployment is deleted.
+async fn deleted(changes: &mut Changes) {
+    loop {
+        match changes.next().await {
+            Ok(batches) => {
+                let mut all = batches.iter().flat_map(|batch| batch.changes.iter());
+                if all.any(|change| change.key.table == Deployment::TABLE && change.record.is_none()) {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
     }
 }
 
@@ -47,7 +74,9 @@ async fn sweep(tools: &Tools) {
     }
 }
 
-async fn judge(tools: &Tools, runtime: &dyn Runtime, found: Vec<Found>) {
+/// Ends what is not to run, and says how many units no record knows.
+async fn judge(tools: &Tools, runtime: &dyn Runtime, found: Vec<Found>) -> u64 {
+    let mut strays = 0;
     for Found { unit, .. } in found {
         // Read for each: what was just given to this node has a unit a moment later.
         let view = tools.consensus.local();
@@ -62,9 +91,13 @@ async fn judge(tools: &Tools, runtime: &dyn Runtime, found: Vec<Found>) {
                     tracing::warn!(%unit, %error, "it did not end; it is tried again");
                 }
             }
-            (Ok(false), Ok(false)) => tracing::debug!(%unit, "an engine runs that no record knows; it is left alone"),
+            (Ok(false), Ok(false)) => {
+                tracing::debug!(%unit, "an engine runs that no record knows; it is left alone");
+                strays += 1;
+            }
             (Ok(true), _) => {}
             (Err(damaged), _) | (_, Err(damaged)) => tracing::error!(%damaged, "what shall run here can not be read"),
         }
     }
+    strays
 }

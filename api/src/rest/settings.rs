@@ -20,6 +20,9 @@ use crate::upstream::check_url;
 
 const TEXT_LIMIT: usize = 2048;
 
+/// After so many missed samples a node is critical, if nobody has set it.
+pub(super) const NODE_FAILURE_THRESHOLD: u64 = 3;
+
 /// What stands in the place of the webhook's address for those who may not see it.
 const MASK: &str = "***";
 
@@ -97,7 +100,7 @@ impl SettingsBody {
             nodes_sync_interval_seconds: settings.nodes_sync_interval_seconds.unwrap_or(10),
             deployments_sync_interval_seconds: settings.deployments_sync_interval_seconds.unwrap_or(5),
             expiry_check_interval_seconds: settings.expiry_check_interval_seconds.unwrap_or(30),
-            node_failure_threshold: settings.node_failure_threshold.unwrap_or(3),
+            node_failure_threshold: settings.node_failure_threshold.unwrap_or(NODE_FAILURE_THRESHOLD),
             deployment_failure_threshold: settings.deployment_failure_threshold.unwrap_or(3),
             timing: settings.timing.unwrap_or_else(|| Timing::default().name().to_owned()),
         }

@@ -40,7 +40,7 @@ use crate::leader::{Duty, HandOver, lead};
 use crate::membership::{self, Facts, Gossip, GossipOptions, Profile};
 use crate::rows::{NodeFacts, Origin, ReportNode, WrappedKey, command::Body};
 use crate::sealing::{HolderKey, Keyring};
-use crate::state::{Damaged, FEATURE_LEVELS, Row, View};
+use crate::state::{Changes, Damaged, FEATURE_LEVELS, NodePolicy, Row, Stored, TableId, View};
 use crate::storage::{NodeStorage, OpenError, OpenOptions, StoreError, TailLimits};
 use crate::transport::{
     Authority, Channels, Check, Gate, Mesh, PeerConnection, Registered, Registry, Services, TlsIdentity, serve,
@@ -548,12 +548,18 @@ async fn tell_progress(consensus: Arc<Consensus>, facts: watch::Sender<Facts>) {
 /// Tells the fleet what this node is.
 ///
 /// It is told at every start: of a process that has never written anything nobody could say whether a write that it wants to
-/// repeat is its first, or one that is too old to be remembered.
+/// repeat is its first, or one that is too old to be remembered. And it is told again when an operator has had the node forgotten.
 async fn report(consensus: Arc<Consensus>, identity: Identity, facts: NodeFacts) {
     let mut told = false;
+    let mut changes = consensus.published().changes(consensus.published().with(View::index));
     loop {
         match consensus.local().node(identity.node) {
-            Ok(Some(node)) if told && node.row.facts.as_ref() == Some(&facts) => return,
+            Ok(Some(Stored { row, .. }))
+                if told && row.facts.as_ref() == Some(&facts) && !NodePolicy::of(&row).is_forgotten() =>
+            {
+                of_tables(&mut changes, &[<crate::rows::Node as Row>::TABLE]).await;
+                continue;
+            }
             Ok(Some(_)) => {
                 let origin = Origin { principal: format!("node:{}", identity.node), ..Origin::default() };
                 let body = Body::ReportNode(ReportNode { id: identity.node.0, facts: Some(facts.clone()) });
@@ -567,6 +573,21 @@ async fn report(consensus: Arc<Consensus>, identity: Identity, facts: NodeFacts)
             Err(error) => return tracing::error!(%error, "the nodes of the fleet can not be read"),
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Waits for a change in one of these tables, or until it is not known whether there was one.
+async fn of_tables(changes: &mut Changes, tables: &[TableId]) {
+    loop {
+        match changes.next().await {
+            Ok(batches) => {
+                let mut all = batches.iter().flat_map(|batch| batch.changes.iter());
+                if all.any(|change| tables.contains(&change.key.table)) {
+                    return;
+                }
+            }
+            Err(lagged) => return tracing::debug!(%lagged, "everything is read again"),
+        }
     }
 }
 
@@ -596,19 +617,8 @@ impl Follower {
     async fn follow(self, from: u64) {
         let mut changes = self.consensus.published().changes(from);
         loop {
-            let concerned = match changes.next().await {
-                Ok(batches) => batches.iter().flat_map(|batch| batch.changes.iter()).any(|change| {
-                    let table = change.key.table;
-                    table == <WrappedKey as Row>::TABLE || table == <crate::rows::Node as Row>::TABLE
-                }),
-                Err(lagged) => {
-                    tracing::debug!(%lagged, "reading keys and nodes again");
-                    true
-                }
-            };
-            if concerned {
-                self.refresh();
-            }
+            of_tables(&mut changes, &[<WrappedKey as Row>::TABLE, <crate::rows::Node as Row>::TABLE]).await;
+            self.refresh();
         }
     }
 }

@@ -40,6 +40,11 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Body::ExpireDeployment(_) => "deployment.expire",
         Body::PlaceReplica(_) => "deployment.place",
         Body::Purge(_) => "fleet.purge",
+        Body::SetNodeRuntime(_) => "node.set_runtime",
+        Body::SetNodeWarmCache(_) => "node.set_warm_cache",
+        Body::CordonNode(command) if command.enabled => "node.cordon",
+        Body::CordonNode(_) => "node.uncordon",
+        Body::ForgetNode(_) => "node.forget",
         Body::CreateConfig(_) => "config.create",
         Body::DeleteConfig(_) => "config.delete",
     };
@@ -47,6 +52,7 @@ fn describe(body: &Body, outcome: &Outcome) -> Option<(&'static str, String)> {
         Outcome::Model(answer) => model(answer.model.as_ref()),
         Outcome::Credential(answer) => Some(answer.id.to_string()),
         Outcome::Node(answer) => Some(answer.id.to_string()),
+        Outcome::NodeAdmin(answer) => Some(answer.id.to_string()),
         Outcome::Deployment(answer) => answer.deployment.as_ref().map(|deployment| deployment.id.to_string()),
         Outcome::Config(answer) => answer.config.as_ref().map(|config| config.id.to_string()),
         Outcome::Purge(purged) => Some(format!(

@@ -107,7 +107,7 @@ pub(super) fn start(step: &mut Step<'_>, command: &rows::StartDeployment) -> Res
 }
 
 /// Ends what runs of a deployment.
-fn end(step: &mut Step<'_>, deployment: &mut Deployment, how: DeploymentStatus) -> Result<(), Stop> {
+pub(super) fn end(step: &mut Step<'_>, deployment: &mut Deployment, how: DeploymentStatus) -> Result<(), Stop> {
     deployment.desired = how.into();
     deployment.expires_ms = None;
     placements::stop(step, deployment)?;

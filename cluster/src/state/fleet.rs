@@ -2,6 +2,7 @@
 
 use super::credentials;
 use super::keys::wrapped_key;
+use super::node_admin;
 use super::placements;
 use super::step::{Damaged, Row, Step, Stop, refused};
 use super::view::View;
@@ -41,6 +42,10 @@ fn level_of(body: &rows::command::Body) -> u32 {
         | Body::ExpireDeployment(_)
         | Body::RecordTotals(_)
         | Body::PlaceReplica(_)
+        | Body::SetNodeRuntime(_)
+        | Body::SetNodeWarmCache(_)
+        | Body::CordonNode(_)
+        | Body::ForgetNode(_)
         | Body::RecordUse(_)
         | Body::Purge(_)
         | Body::CreateConfig(_)
@@ -166,7 +171,8 @@ pub(super) fn register_node(step: &mut Step<'_>, command: &rows::RegisterNode) -
         let key = rows::WrappedKey { holder: id, ..key.clone() };
         step.put(wrapped_key(key.kind(), key.version, id), &key)?;
     }
-    let node = rows::Node { id, created_index: step.index, created_ms: step.now.0, ..node };
+    let admin = Some(node_admin::of_newcomer(step, 0)?);
+    let node = rows::Node { id, created_index: step.index, created_ms: step.now.0, admin, ..node };
     step.put(id.to_be_bytes().to_vec(), &node)?;
     Ok(rows::NodeAnswer { id })
 }
@@ -272,6 +278,7 @@ pub(super) fn report_node(step: &mut Step<'_>, command: &rows::ReportNode) -> Re
         return Err(refused(RefusalKind::NotFound, format!("there is no node {}", command.id)));
     };
     node.row.facts.clone_from(&command.facts);
+    node_admin::come_back(step, &mut node.row)?;
     step.put(key, &node.row)?;
     Ok(())
 }

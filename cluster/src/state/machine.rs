@@ -6,8 +6,8 @@ use prost::Message;
 use super::step::{Damaged, Step, Stop};
 use super::tables::Tables;
 use super::{
-    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, once, placements, purge, retention,
-    settings, totals,
+    ApplyError, Machine, audit, configs, credentials, deployments, fleet, models, node_admin, once, placements, purge,
+    retention, settings, totals,
 };
 use crate::ids::LogTime;
 use crate::rows::answer::Outcome;
@@ -121,6 +121,10 @@ fn dispatch(step: &mut Step<'_>, body: &Body) -> Result<Outcome, Stop> {
             placements::report(step, command)?;
             nothing
         }
+        Body::SetNodeRuntime(command) => Outcome::NodeAdmin(node_admin::set_runtime(step, command)?),
+        Body::SetNodeWarmCache(command) => Outcome::NodeAdmin(node_admin::set_warm_cache(step, command)?),
+        Body::CordonNode(command) => Outcome::NodeAdmin(node_admin::cordon(step, command)?),
+        Body::ForgetNode(command) => Outcome::NodeAdmin(node_admin::forget(step, command)?),
         Body::RecordUse(command) => {
             credentials::record_use(step, command)?;
             nothing

@@ -3,12 +3,13 @@
 //! A placement holds a port, a share of GPUs and its deployment's names from the commit that gives it to a node until the commit
 //! that says that nothing of it is left there. What a node merely shows frees nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
-use super::deployments::existing;
+use super::deployments::{end, existing};
 use super::names;
+use super::node_admin::NodePolicy;
 use super::step::{Damaged, Row, Step, Stop, Stored, decode, refused};
 use super::totals;
 use super::view::View;
@@ -216,6 +217,7 @@ fn check_seat(step: &Step<'_>, seat: &Seat) -> Result<(), Stop> {
     let Some(stored) = step.get::<Node>(&node.to_be_bytes())? else {
         return Err(refused(RefusalKind::NotFound, format!("there is no node {node}")));
     };
+    NodePolicy::of(&stored.row).check_open(node, &seat.gpu_ids)?;
     let facts = stored.row.facts.unwrap_or_default();
     if let Some(missing) = seat.gpu_ids.iter().find(|id| !facts.gpus.iter().any(|gpu| gpu.index == **id)) {
         let there: Vec<_> = facts.gpus.iter().map(|gpu| gpu.index.to_string()).collect();
@@ -422,12 +424,45 @@ fn fail(
     step.put(deployment.id.to_be_bytes().to_vec(), deployment)
 }
 
+/// Has a node end what it has on GPUs, or everything it has if that is what `touches` says, and returns how many deployments
+/// that concerns. Those that have nothing left elsewhere are stopped.
+pub(super) fn drain(step: &mut Step<'_>, node: u64, touches: impl Fn(&Reservation) -> bool) -> Result<u64, Stop> {
+    let touched = reservations(step, node)?.into_iter().filter(|(_, held)| touches(held)).map(|(id, _)| id);
+    let touched: BTreeSet<_> = touched.map(|id| (id.deployment.0, id.ordinal)).collect();
+    let mut drained = 0;
+    for id in touched.iter().map(|(id, _)| *id).collect::<BTreeSet<_>>() {
+        let mut deployment = existing(step, id)?.row;
+        if deployment.desired() != DeploymentStatus::Running {
+            continue;
+        }
+        let held = of(step, id)?.into_iter().filter(|placement| holds(placement.status()));
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            held.partition(|placement| touched.contains(&(id, placement.ordinal)));
+        if elsewhere.is_empty() {
+            end(step, &mut deployment, DeploymentStatus::Stopped)?;
+        } else {
+            for placement in here {
+                enter(step, placement, DeploymentStatus::Stopping)?;
+            }
+            settle(step, &mut deployment)?;
+            step.put(id.to_be_bytes().to_vec(), &deployment)?;
+        }
+        drained += 1;
+    }
+    Ok(drained)
+}
+
 /// Ends every placement of a node that leaves the fleet: it can not say so itself any more.
 pub(super) fn lose_node(step: &mut Step<'_>, node: u64) -> Result<(), Stop> {
+    lose(step, node, "does not belong to the fleet any more")
+}
+
+/// Ends every placement of a node that nobody waits for, for this reason.
+pub(super) fn lose(step: &mut Step<'_>, node: u64, why: &str) -> Result<(), Stop> {
     for (id, _) in reservations(step, node)? {
         let Some(stored) = step.get::<Placement>(&key(id.deployment.0, id.ordinal))? else { continue };
         let mut deployment = existing(step, id.deployment.0)?.row;
-        let message = format!("node {node} does not belong to the fleet any more");
+        let message = format!("node {node} {why}");
         let failure = Failure { code: "node_removed".to_owned(), message };
         let mut stored = stored;
         let waits = on_node_loss(&deployment) == OnNodeLoss::Wait;

@@ -22,6 +22,7 @@ use crate::rows::{
 };
 use crate::storage::{Applied, LogId};
 
+mod node_admin;
 mod placements;
 mod purge;
 

@@ -28,7 +28,10 @@ fn table(outcome: &Outcome) -> Vec<Vec<&str>> {
 fn the_commands_show_what_the_api_says() {
     let fleet = Fleet::start();
     let admin = fleet.admin();
-    assert_eq!(json_of(&fleet, &["nodes"]), admin.get("/api/nodes").expect(200).body);
+    let (shown, said) = (json_of(&fleet, &["nodes"]), admin.get("/api/nodes").expect(200).body);
+    for field in ["id", "hostname", "status", "modIndex"] {
+        assert_eq!(shown[0][field], said[0][field], "{field}");
+    }
     let cluster = admin.get("/api/cluster").expect(200).body;
     assert_eq!(json_of(&fleet, &["status"])["fleetId"], cluster["fleetId"]);
 

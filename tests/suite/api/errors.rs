@@ -51,7 +51,7 @@ fn a_wrong_method_is_told_which_are_right() {
         ("DELETE", "/api/models", &["GET", "HEAD", "POST"][..]),
         ("POST", "/api/models/x", &["DELETE", "GET", "HEAD", "PATCH", "PUT"]),
         ("GET", "/api/models/x/realms", &["POST"]),
-        ("PUT", "/api/nodes/1", &["GET", "HEAD"]),
+        ("PUT", "/api/nodes/1", &["DELETE", "GET", "HEAD"]),
         ("POST", "/api/settings", &["GET", "HEAD", "PATCH", "PUT"]),
         ("POST", "/api/cluster", &["GET", "HEAD"]),
         ("POST", "/health", &["GET", "HEAD"]),

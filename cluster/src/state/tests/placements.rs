@@ -14,7 +14,7 @@ use crate::rows::{
 const HOUR_S: u64 = 3600;
 
 /// A fleet whose two nodes have two GPUs each.
-fn fleet() -> Replica {
+pub(super) fn fleet() -> Replica {
     let mut replica = Replica::founded();
     for id in [1, 2] {
         if id != 1 {
@@ -31,21 +31,21 @@ fn served(names: &[&str]) -> Vec<ServedName> {
     names.iter().map(|name| ServedName { name: (*name).to_owned(), key: name_key(name) }).collect()
 }
 
-fn described(names: &[&str], share: u32) -> CreateDeployment {
+pub(super) fn described(names: &[&str], share: u32) -> CreateDeployment {
     let spec = DeploymentSpec { model_name: "org/m".to_owned(), gpu_share_ppm: share, ..DeploymentSpec::default() };
     CreateDeployment { spec: Some(spec), owner: "team".to_owned(), names: served(names), ..CreateDeployment::default() }
 }
 
-fn seat(node_id: u64, gpu_ids: &[u32], port: u32) -> Seat {
+pub(super) fn seat(node_id: u64, gpu_ids: &[u32], port: u32) -> Seat {
     Seat { node_id, gpu_ids: gpu_ids.to_vec(), port, runtime: "process".to_owned(), warm: false }
 }
 
-fn start(mut create: CreateDeployment, seat: Seat) -> Body {
+pub(super) fn start(mut create: CreateDeployment, seat: Seat) -> Body {
     create.wish.get_or_insert(wish(Some(seat.node_id), 1));
     Body::StartDeployment(StartDeployment { what: Some(What::Create(create)), seats: vec![seat] })
 }
 
-fn restart(id: u64, seat: Seat) -> Body {
+pub(super) fn restart(id: u64, seat: Seat) -> Body {
     let restart = RestartDeployment { id, owner: "others".to_owned(), duration_s: None, precondition: None };
     Body::StartDeployment(StartDeployment { what: Some(What::Restart(restart)), seats: vec![seat] })
 }
@@ -60,7 +60,7 @@ fn start_anywhere(names: &[&str], share: u32, replicas: u32) -> Body {
     Body::StartDeployment(StartDeployment { what: Some(What::Create(create)), seats: Vec::new() })
 }
 
-fn stop(id: u64) -> Body {
+pub(super) fn stop(id: u64) -> Body {
     Body::StopDeployment(StopDeployment { id, precondition: None })
 }
 
@@ -72,7 +72,7 @@ fn loading() -> Event {
     Event::Loading(PlacementLoading { image_digest: "sha256:1".to_owned() })
 }
 
-fn running() -> Event {
+pub(super) fn running() -> Event {
     Event::Running(PlacementRunning {})
 }
 
@@ -80,12 +80,12 @@ fn failed() -> Event {
     Event::Failed(PlacementFailed { failure: failure("gpu_oom") })
 }
 
-fn ended(why: Option<Failure>) -> Event {
+pub(super) fn ended(why: Option<Failure>) -> Event {
     Event::Ended(PlacementEnded { failure: why })
 }
 
 impl Replica {
-    fn deployment(&mut self, body: Body) -> Deployment {
+    pub(super) fn deployment(&mut self, body: Body) -> Deployment {
         let answer = self.run(body);
         let Some(Outcome::Deployment(rows::DeploymentAnswer { deployment: Some(row), .. })) = answer.outcome else {
             panic!("no deployment: {answer:?}");
@@ -93,11 +93,11 @@ impl Replica {
         row
     }
 
-    fn row(&self, id: u64) -> Deployment {
+    pub(super) fn row(&self, id: u64) -> Deployment {
         self.view().deployment(DeploymentId(id)).expect("readable").expect("there").row
     }
 
-    fn placement(&self, id: u64) -> Placement {
+    pub(super) fn placement(&self, id: u64) -> Placement {
         let id = PlacementId { deployment: DeploymentId(id), ordinal: 0 };
         self.view().placement(id).expect("readable").expect("there").row
     }
@@ -107,13 +107,13 @@ impl Replica {
         Body::ReportPlacement(ReportPlacement { deployment: id, ordinal: 0, epoch, event: Some(event) })
     }
 
-    fn report(&mut self, id: u64, event: Event) {
+    pub(super) fn report(&mut self, id: u64, event: Event) {
         let body = self.report_of(id, event);
         let answer = self.run(body);
         assert_eq!(refusal(&answer), None, "{answer:?}");
     }
 
-    fn holds_nothing(&self) -> bool {
+    pub(super) fn holds_nothing(&self) -> bool {
         let counts = (self.count::<Reservation>(), self.count::<rows::NameClaim>(), self.count::<rows::ModelAlias>());
         counts == (0, 0, 0)
     }
