@@ -133,7 +133,7 @@ fn a_manifest_holds_what_a_deployment_is_and_no_values_of_its_environment() {
             "extra_packages": sent["extra_packages"],
             "lora_modules": sent["lora_modules"],
             "env_var_keys": ["HF_TOKEN", "LEVEL"],
-            "gpu": {"ids": [0, 2], "memory_fraction": 0.35, "tensor_parallel_size": 2, "names": []},
+            "gpu": {"ids": [0, 2], "memory_fraction": 0.35, "tensor_parallel_size": 2, "names": ["Simulated GPU"]},
             "node": {"hostname": hostname},
             "owner": "team a",
             "created_at": created["created_at"],
