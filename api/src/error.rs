@@ -69,6 +69,15 @@ pub enum ApiError {
     /// This node is not ready. It may help to try again.
     #[error("this node is not ready")]
     NotReady(String),
+    /// Another node, which this is about, does not answer.
+    #[error("the node does not answer")]
+    Unreachable(String),
+    /// Somebody else's machine does not deliver what was asked for.
+    #[error("what it comes from does not deliver")]
+    Upstream(String),
+    /// The node's disk has no room for it.
+    #[error("there is no room for it")]
+    NoRoom(String),
     /// The outcome is unknown. A repetition with this key is safe.
     #[error("the outcome is unknown")]
     Unknown {
@@ -129,6 +138,9 @@ impl ApiError {
             Self::NoQuorum(_) => (StatusCode::SERVICE_UNAVAILABLE, "NO_QUORUM"),
             Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "OVERLOADED"),
             Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Unreachable(_) => (StatusCode::BAD_GATEWAY, "NODE_UNREACHABLE"),
+            Self::Upstream(_) => (StatusCode::BAD_GATEWAY, "UPSTREAM_FAILED"),
+            Self::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "INSUFFICIENT_STORAGE"),
             Self::Unknown { .. } => (StatusCode::GATEWAY_TIMEOUT, "OUTCOME_UNKNOWN"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
@@ -151,7 +163,10 @@ impl ApiError {
             | Self::TooLarge(text)
             | Self::NoQuorum(text)
             | Self::Overloaded(text)
-            | Self::NotReady(text) => text.clone(),
+            | Self::NotReady(text)
+            | Self::Unreachable(text)
+            | Self::Upstream(text)
+            | Self::NoRoom(text) => text.clone(),
             Self::Unauthorized(text) | Self::Forbidden(text) | Self::NotImplemented(text) => (*text).to_owned(),
             Self::MethodNotAllowed => "see the header Allow".to_owned(),
             Self::TooSlow => "the body stopped coming".to_owned(),

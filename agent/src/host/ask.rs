@@ -9,6 +9,7 @@ use muster_cluster::transport::{Channels, Purpose};
 use tokio::sync::OnceCell;
 
 use super::Host;
+use super::files::FilesOf;
 use crate::wire::host_client::HostClient;
 use crate::wire::{LookRequest, Seen};
 
@@ -70,6 +71,15 @@ impl Hosts {
             Arc::clone(&kept.1)
         };
         answer.get_or_init(|| self.ask(node)).await.clone()
+    }
+
+    /// The files of a node. Whether it can be reached shows when it is asked.
+    #[must_use]
+    pub fn files(&self, node: NodeId) -> FilesOf {
+        if node == self.node {
+            return FilesOf::own(Arc::clone(self.own.files()));
+        }
+        FilesOf::of(node, Arc::clone(&self.channels))
     }
 
     async fn ask(&self, node: NodeId) -> Result<Arc<Seen>, NoSight> {

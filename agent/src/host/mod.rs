@@ -1,6 +1,7 @@
 //! The machine of a node, as a value: its GPUs, its runtimes, what it serves; supervised for as long as the node runs.
 
 mod ask;
+pub mod files;
 mod service;
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,9 +14,12 @@ use muster_cluster::rows::{GpuFact, NodeFacts};
 use muster_cluster::transport::Services;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use ask::{Hosts, NoSight};
+use files::OwnFiles;
 
+use crate::files::FilesConfig;
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
 use crate::runtime::process::{ProcessOptions, ProcessRuntime, Program, UserName};
 use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind};
@@ -35,6 +39,8 @@ pub struct HostOptions {
     pub user: Option<UserName>,
     /// The ports that are given out where nobody asks for one.
     pub ports: RangeInclusive<u16>,
+    /// Where its model files lie.
+    pub files: FilesConfig,
 }
 
 /// The machine of a node.
@@ -45,6 +51,7 @@ pub struct Host {
     inventory: Vec<Arc<Gpu>>,
     serving: Arc<Serving>,
     observed: Arc<Observed>,
+    files: Arc<OwnFiles>,
 }
 
 impl Host {
@@ -55,7 +62,8 @@ impl Host {
             tracing::info!(%why, "no GPUs");
             Vec::new()
         });
-        Arc::new(Self { options, gpus, inventory, serving: Arc::default(), observed: Arc::default() })
+        let files = Arc::new(OwnFiles::new(options.files.clone()));
+        Arc::new(Self { options, gpus, inventory, serving: Arc::default(), observed: Arc::default(), files })
     }
 
     /// Adds what the machine has to what the node tells the fleet of itself.
@@ -84,6 +92,8 @@ impl Host {
         let mut services = Services::default();
         let host = Arc::clone(self);
         services.add(move |routes, members| service::add(routes, Arc::clone(&host), members));
+        let files = Arc::clone(&self.files);
+        services.add(move |routes, members| files::add(routes, Arc::clone(&files), members));
         services
     }
 
@@ -97,6 +107,12 @@ impl Host {
     #[must_use]
     pub fn observed(&self) -> &Arc<Observed> {
         &self.observed
+    }
+
+    /// Its model files.
+    #[must_use]
+    pub fn files(&self) -> &Arc<OwnFiles> {
+        &self.files
     }
 
     /// Its GPUs.
@@ -126,10 +142,15 @@ impl Host {
             gpus: self.inventory.iter().filter_map(gpu).collect(),
             serving: Arc::clone(&self.serving),
             observed: Arc::clone(&self.observed),
+            files: Arc::clone(&self.files),
         };
         let stop = CancellationToken::new();
         let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone()));
-        Supervision { stop, supervising }
+        let (files, published) = (Arc::clone(&self.files), Arc::clone(node.consensus().published()));
+        let own = identity.node;
+        let opening = async move { files.open(published, own).await };
+        let opening = AbortOnDropHandle::new(tokio::spawn(opening));
+        Supervision { stop, supervising, opening, files: Arc::clone(&self.files) }
     }
 }
 
@@ -138,13 +159,30 @@ impl Host {
 pub struct Supervision {
     stop: CancellationToken,
     supervising: JoinHandle<()>,
+    opening: AbortOnDropHandle<()>,
+    files: Arc<OwnFiles>,
 }
 
 impl Supervision {
-    /// Ends it. Engines go on, and so do requests to them.
+    /// Ends it. Engines go on, and so do requests to them. What is on its way to the node's disk is cut off: another process may
+    /// work there now.
     pub async fn end(self) {
-        self.stop.cancel();
-        if let Err(error) = self.supervising.await {
+        let (files, opening) = (Arc::clone(&self.files), self.opening);
+        opening.abort();
+        // Nothing opens them once it is over.
+        let _ = opening.await;
+        files.close();
+        Self::stop(self.stop, self.supervising).await;
+    }
+
+    /// Ends it for a moment, after which this process goes on with it: nothing is cut off.
+    pub async fn pause(self) {
+        Self::stop(self.stop, self.supervising).await;
+    }
+
+    async fn stop(stop: CancellationToken, supervising: JoinHandle<()>) {
+        stop.cancel();
+        if let Err(error) = supervising.await {
             tracing::error!(%error, "the supervisor has failed");
         }
     }

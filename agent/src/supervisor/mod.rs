@@ -5,6 +5,7 @@
 //! ends leaves every engine running; the next one finds them again.
 
 mod keeper;
+mod models;
 mod observed;
 mod order;
 mod reporter;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use observed::{Observation, Observed};
 
 use crate::engine::restarts::DEFAULT_LIMIT;
+use crate::host::files::OwnFiles;
 use crate::runtime::{GpuRef, Runtime, RuntimeKind, UnitId};
 use crate::serving::Serving;
 
@@ -49,6 +51,7 @@ pub(crate) struct Tools {
     pub gpus: Vec<GpuRef>,
     pub serving: Arc<Serving>,
     pub observed: Arc<Observed>,
+    pub files: Arc<OwnFiles>,
 }
 
 impl Tools {
