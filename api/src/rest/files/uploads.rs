@@ -345,13 +345,12 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pair = |(name, value): &(_, _)| (HeaderName::from_static(name), HeaderValue::from_static(value));
-        pairs.iter().map(pair).collect()
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
 
     #[test]
     fn where_a_file_goes_on_can_be_said_in_three_ways() {
-        let said = |asked, pairs: &[_]| offset(asked, &headers(pairs)).ok();
+        let said = |asked, pairs: &[(&'static str, &'static str)]| offset(asked, &headers(pairs)).ok();
         assert_eq!(said(None, &[]), Some(None));
         assert_eq!(said(Some("5"), &[]), Some(Some(5)));
         assert_eq!(said(None, &[("upload-offset", "5")]), Some(Some(5)));
