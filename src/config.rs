@@ -1,9 +1,11 @@
 //! The configuration of this node: flags, environment, file and defaults, in this order, with the origin of every value.
 
 mod engines;
+mod files;
 mod tailscale;
 
 pub use engines::Ports;
+pub use files::Directories;
 pub use tailscale::remember;
 
 use std::fmt::Display;
@@ -76,6 +78,19 @@ pub struct Values {
     pub engine_user: String,
     /// The ports that deployments get on this node which do not ask for one. `8100-8999`.
     pub ports: Ports,
+    /// Where the tools of the Hugging Face hub keep their files, the cached models among them; an absolute path where the user
+    /// who runs engines may write. `HF_HOME` if that is set; else `.cache/huggingface` of the user who runs engines, or, for a
+    /// node that runs as root, `huggingface` in the data directory.
+    pub hf_home: PathBuf,
+    /// More directories whose models deployments may use, besides `models` in the data directory; they are only read.
+    /// Absolute paths, separated by colons. None.
+    pub model_directories: Directories,
+    /// Whether models may be pulled from addresses of private networks and of a tailnet. `true`.
+    pub pull_private: bool,
+    /// Whether models may be pulled from this machine itself. `false`; `true` for `muster dev`.
+    pub pull_loopback: bool,
+    /// What model files leave free on their disk, in bytes. 2147483648.
+    pub keep_free: u64,
     /// What listens on loopback as well, because its address is Tailscale's. Nobody configures that.
     #[serde(skip)]
     pub loopback_too: LoopbackToo,
@@ -124,7 +139,7 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 25] = [
     "data_dir",
     "log",
     "name",
@@ -145,6 +160,11 @@ const KEYS: [&str; 20] = [
     "engine_vllm",
     "engine_user",
     "ports",
+    "hf_home",
+    "model_directories",
+    "pull_private",
+    "pull_loopback",
+    "keep_free",
 ];
 
 /// The bounds of `body_limit`.
@@ -182,6 +202,8 @@ impl Config {
     /// Reads the configuration.
     pub fn load(arguments: &NodeArguments, serve: Option<&ServeArguments>, needs: Needs) -> Result<Self, Failure> {
         let mut figment = Figment::from(Named(DEFAULT, Serialized::defaults(defaults())));
+        let hub = std::env::var_os(files::HF_HOME).filter(|home| !home.is_empty()).map(PathBuf::from);
+        figment = flag(figment, "environment HF_HOME", "hf_home", hub.as_ref());
         let file = arguments.config.clone().or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
         if let Some(file) = file {
             figment = figment.merge(read_file(&file)?);
@@ -201,7 +223,11 @@ impl Config {
             let insecure = serve.insecure_http.then_some(true);
             figment = flag(figment, "flag --insecure-http", "insecure_http", insecure.as_ref());
         }
-        let values: Values = figment.extract().map_err(|error| Failure::other(sentence(&error)))?;
+        let mut values: Values = figment.extract().map_err(|error| Failure::other(sentence(&error)))?;
+        if values.hf_home == PathBuf::new() {
+            values.hf_home = files::default_hf_home(&values);
+            figment = figment.merge(Named(DEFAULT, Serialized::default("hf_home", &values.hf_home)));
+        }
         if let Err(why) = check_values(&values) {
             let from_flag = arguments.log.is_some();
             return Err(if from_flag { Failure::usage(why) } else { Failure::other(why) });
@@ -283,6 +309,12 @@ fn check_values(values: &Values) -> Result<(), String> {
             return Err(format!("{key} = {:?} must be an absolute path", path.display().to_string()));
         }
     }
+    if *values.hf_home != *Path::new("") && !values.hf_home.is_absolute() {
+        return Err(format!("hf_home = {:?} must be an absolute path", values.hf_home.display().to_string()));
+    }
+    if let Some(path) = values.model_directories.relative() {
+        return Err(format!("model_directories: {:?} must be an absolute path", path.display().to_string()));
+    }
     within("body_limit", values.body_limit, &BODY_LIMITS)?;
     within("gateway_body_limit", values.gateway_body_limit, &GATEWAY_BODY_LIMITS)?;
     within("drain_seconds", values.drain_seconds, &DRAIN_SECONDS)
@@ -327,6 +359,11 @@ pub fn defaults() -> Values {
         engine_vllm: PathBuf::new(),
         engine_user: String::new(),
         ports: Ports::default(),
+        hf_home: PathBuf::new(),
+        model_directories: Directories::default(),
+        pull_private: true,
+        pull_loopback: false,
+        keep_free: 2 << 30,
         loopback_too: LoopbackToo::default(),
         tailnet: None,
     }

@@ -70,9 +70,15 @@ pub enum ApiError {
     /// This node is not ready. It may help to try again.
     #[error("this node is not ready")]
     NotReady(String),
-    /// Another node had to be asked, and does not answer. It may help to try again.
+    /// Another node, which this is about, does not answer.
     #[error("the node does not answer")]
     Unreachable(String),
+    /// Somebody else's machine does not deliver what was asked for.
+    #[error("what it comes from does not deliver")]
+    Upstream(String),
+    /// The node's disk has no room for it.
+    #[error("there is no room for it")]
+    NoRoom(String),
     /// The outcome is unknown. A repetition with this key is safe.
     #[error("the outcome is unknown")]
     Unknown {
@@ -134,6 +140,8 @@ impl ApiError {
             Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "OVERLOADED"),
             Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
             Self::Unreachable(_) => (StatusCode::BAD_GATEWAY, "NODE_UNREACHABLE"),
+            Self::Upstream(_) => (StatusCode::BAD_GATEWAY, "UPSTREAM_FAILED"),
+            Self::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "INSUFFICIENT_STORAGE"),
             Self::Unknown { .. } => (StatusCode::GATEWAY_TIMEOUT, "OUTCOME_UNKNOWN"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
@@ -157,7 +165,9 @@ impl ApiError {
             | Self::NoQuorum(text)
             | Self::Overloaded(text)
             | Self::NotReady(text)
-            | Self::Unreachable(text) => text.clone(),
+            | Self::Unreachable(text)
+            | Self::Upstream(text)
+            | Self::NoRoom(text) => text.clone(),
             Self::Unauthorized(text) | Self::Forbidden(text) | Self::NotImplemented(text) => (*text).to_owned(),
             Self::MethodNotAllowed => "see the header Allow".to_owned(),
             Self::TooSlow => "the body stopped coming".to_owned(),

@@ -74,7 +74,8 @@ impl FromRequest<ApiState> for Body {
     }
 }
 
-fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether a body failed because its client stalled.
+pub(crate) fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<BodyTimedOut>())
 }
 

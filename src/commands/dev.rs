@@ -98,7 +98,8 @@ pub fn run(arguments: &DevArguments, node: &NodeArguments, output: Output) -> Re
         _ => {}
     }
     let runtimes = Runtimes::start()?;
-    let base = to_try_out(Config::load(&NodeArguments::default(), None, Needs::Nothing)?.values);
+    let arguments_of_all = NodeArguments { data_dir: Some(directory.clone()), ..NodeArguments::default() };
+    let base = to_try_out(Config::load(&arguments_of_all, None, Needs::Nothing)?.values);
     // Until here a signal ends the process at once; whatever it was about can be taken up again.
     let mut kept = keys(&directory, &values(&base, &directory, 0, 0, None), &runtimes)?;
     let nodes: Vec<_> = (0..usize::from(arguments.nodes))
@@ -148,8 +149,10 @@ pub fn run(arguments: &DevArguments, node: &NodeArguments, output: Output) -> Re
     outcome
 }
 
-/// What is not configured is simulated: GPUs, and the engine if the simulator lies beside this program.
+/// What is not configured is simulated: GPUs, and the engine if the simulator lies beside this program. Models may come from this
+/// machine: whoever tries it out has nothing to hide from itself.
 fn to_try_out(mut base: Values) -> Values {
+    base.pull_loopback = true;
     if base.gpus == GpuSource::Auto {
         base.gpus = GpuSource::Sim { count: DEV_GPUS, memory: DEV_GPU_MEMORY };
     }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use muster_agent::host::HostOptions;
 use muster_agent::runtime::EngineKind;
-use muster_agent::runtime::process::{Program, UserName};
+use muster_agent::runtime::process::Program;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -73,15 +73,14 @@ impl Values {
         let programs: HashMap<_, _> = programs
             .map(|(engine, path)| (engine, Program { path: path.clone(), arguments: arguments(engine) }))
             .collect();
-        let user = Some(self.engine_user.as_str()).filter(|user| !user.is_empty());
-        let user = user.map(|user| user.parse().map_or_else(|_| UserName::Name(user.to_owned()), UserName::Uid));
         HostOptions {
             directory: self.data_dir.clone(),
             gpus: self.gpus.clone(),
             programs,
-            user,
+            user: self.engine_user(),
             ports: self.ports.0.clone(),
             address: self.api.ip(),
+            files: self.files(),
         }
     }
 }

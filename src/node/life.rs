@@ -320,7 +320,7 @@ impl Life {
             () = reception.clients.drain(node.close_mesh()) => {}
             () = stop.cancelled() => return self.end(node, reception, supervision, Ok(())).await,
         }
-        supervision.end().await;
+        supervision.pause().await;
         self.phase.send_replace(Phase::HandedOver(Member::of(&node, &self.host).replica));
         let Reception { clients, door } = reception;
         let handed_over = node.hand_over().await;

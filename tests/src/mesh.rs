@@ -229,7 +229,9 @@ impl Mesh {
         self.start(index, &["--join", &through, "--join-token", &token]);
     }
 
-    fn command(&self, index: usize, arguments: &[&str]) -> Command {
+    /// What starts a node, with these arguments more.
+    #[must_use]
+    pub fn command(&self, index: usize, arguments: &[&str]) -> Command {
         let machine = &self.machines[index];
         let listening = ["--api", machine.listens.as_str(), "--mesh", machine.mesh.as_str()];
         let mut command = machine.home.command(["serve", "--name", &machine.name]);

@@ -45,7 +45,24 @@ impl SmallDisk {
         &self.mounted_at
     }
 
-    /// Makes it larger.
+    /// Where processes find it that were started by [`Self::enter`].
+    #[must_use]
+    pub fn inside(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The command, run where the disk is mounted.
+    #[must_use]
+    pub fn enter(&self, command: &Command) -> Command {
+        let mut entering = Command::new("nsenter");
+        entering.args([&format!("--target={}", self.holder.id()), "--mount", "--"]);
+        entering.arg(command.get_program()).args(command.get_args()).env_clear();
+        entering.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        entering.env("PATH", std::env::var_os("PATH").unwrap_or_default()).stdin(Stdio::null());
+        entering
+    }
+
+    /// Gives it another size.
     ///
     /// # Panics
     /// When that fails.

@@ -134,8 +134,20 @@ impl RepoName {
     /// # Errors
     /// `Invalid` when it could lead anywhere but to one directory of the hub's cache.
     pub fn parse(text: &str) -> Result<Self, FilesError> {
-        let decoded = percent_decode_str(text).decode_utf8().ok().and_then(|name| Self::checked(&name));
-        decoded.ok_or_else(|| FilesError::Invalid("this is not the name of a cached model, like org/model".to_owned()))
+        let decoded = percent_decode_str(text).decode_utf8().map_err(|_| Self::refusal())?;
+        Self::plain(&decoded)
+    }
+
+    /// Reads a name in which nothing is encoded.
+    ///
+    /// # Errors
+    /// As for [`Self::parse`].
+    pub fn plain(name: &str) -> Result<Self, FilesError> {
+        Self::checked(name).ok_or_else(Self::refusal)
+    }
+
+    fn refusal() -> FilesError {
+        FilesError::Invalid("this is not the name of a cached model, like org/model".to_owned())
     }
 
     /// Reads the name of a directory of the cache. `None`: it is not a model's.

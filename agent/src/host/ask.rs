@@ -13,6 +13,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+use super::files::FilesOf;
 use super::service::{unit, wire_unit};
 use super::{Host, Parts};
 use crate::runtime::UnitId;
@@ -203,6 +204,15 @@ impl Hosts {
             Ok(Err(status)) => Err(silent(status.message().to_owned())),
             Err(_) => Err(silent(format!("not within {LOG_LIMIT:?}"))),
         }
+    }
+
+    /// The files of a node. Whether it can be reached shows when it is asked.
+    #[must_use]
+    pub fn files(&self, node: NodeId) -> FilesOf {
+        if node == self.node {
+            return FilesOf::own(Arc::clone(self.own.files()));
+        }
+        FilesOf::of(node, Arc::clone(&self.channels))
     }
 
     async fn ask(&self, node: NodeId) -> Result<Arc<Seen>, NoSight> {

@@ -1,6 +1,7 @@
 //! The machine of a node, as a value: its GPUs, its runtimes, what it serves; supervised for as long as the node runs.
 
 mod ask;
+pub mod files;
 mod logs;
 mod past;
 mod ports;
@@ -26,13 +27,16 @@ use muster_cluster::transport::Services;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use ask::{Hosts, NoSight, Sight};
 pub use logs::Parts;
 
+use files::OwnFiles;
 use past::Past;
 
 use crate::doors::Doors;
+use crate::files::FilesConfig;
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
 use crate::leases::{CONFIRMED, Granted, OwnLeases};
 use crate::logs::{LogBounds, LogStore};
@@ -64,6 +68,8 @@ pub struct HostOptions {
     pub ports: RangeInclusive<u16>,
     /// Where its API listens, and with it what is deployed here.
     pub address: IpAddr,
+    /// Where its model files lie.
+    pub files: FilesConfig,
 }
 
 /// The machine of a node.
@@ -81,6 +87,7 @@ pub struct Host {
     node: ArcSwapOption<Belonging>,
     disk: Disk,
     past: Mutex<Past>,
+    files: Arc<OwnFiles>,
 }
 
 /// What a host needs of its node to speak for it.
@@ -101,6 +108,7 @@ impl Host {
             tracing::info!(%why, "no GPUs");
             Vec::new()
         });
+        let files = Arc::new(OwnFiles::new(options.files.clone()));
         let logs = Arc::new(LogStore::open(options.directory.join(LOGS), LogBounds::default())?);
         let (serving, observed, ledger) = (Arc::default(), Arc::default(), Arc::default());
         let (leases, granted, node) = (Arc::default(), Arc::default(), ArcSwapOption::empty());
@@ -117,6 +125,7 @@ impl Host {
             granted,
             node,
             past: Mutex::default(),
+            files,
         }))
     }
 
@@ -174,6 +183,8 @@ impl Host {
         let mut services = Services::default();
         let host = Arc::clone(self);
         services.add(move |routes, members| service::add(routes, Arc::clone(&host), members));
+        let files = Arc::clone(&self.files);
+        services.add(move |routes, members| files::add(routes, Arc::clone(&files), members));
         services
     }
 
@@ -193,6 +204,12 @@ impl Host {
     #[must_use]
     pub fn logs(&self) -> &Arc<LogStore> {
         &self.logs
+    }
+
+    /// Its model files.
+    #[must_use]
+    pub fn files(&self) -> &Arc<OwnFiles> {
+        &self.files
     }
 
     /// Its GPUs.
@@ -231,13 +248,18 @@ impl Host {
             leases: Arc::clone(&self.leases),
             hosts: Hosts::new(Arc::clone(self), identity.node, Arc::clone(node.channels())),
             doors,
+            files: Arc::clone(&self.files),
         };
         let stop = CancellationToken::new();
         let (sought, found) = mpsc::channel(1);
         let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone(), sought));
         let sampling = past::sample_on(Arc::clone(self), Arc::clone(node.consensus()), stop.clone());
         let sampling = tokio::spawn(sampling);
-        Supervision { stop, supervising, sampling, found, host: Arc::clone(self) }
+        let (files, published) = (Arc::clone(&self.files), Arc::clone(node.consensus().published()));
+        let own = identity.node;
+        let opening = async move { files.open(published, own).await };
+        let opening = AbortOnDropHandle::new(tokio::spawn(opening));
+        Supervision { stop, supervising, sampling, found, opening, host: Arc::clone(self) }
     }
 }
 
@@ -246,6 +268,7 @@ pub struct Supervision {
     stop: CancellationToken,
     supervising: JoinHandle<()>,
     sampling: JoinHandle<()>,
+    opening: AbortOnDropHandle<()>,
     host: Arc<Host>,
     found: mpsc::Receiver<()>,
 }
@@ -259,8 +282,18 @@ impl Supervision {
         }
     }
 
-    /// Ends it. Engines go on, and so do requests to them.
-    pub async fn end(self) {
+    /// Ends it. Engines go on, and so do requests to them. What is on its way to the node's disk is cut off: another process may
+    /// work there now.
+    pub async fn end(mut self) {
+        self.opening.abort();
+        // Nothing opens them once it is over.
+        let _ = (&mut self.opening).await;
+        self.host.files.close();
+        self.pause().await;
+    }
+
+    /// Ends it for a moment, after which this process goes on with it: nothing is cut off.
+    pub async fn pause(self) {
         self.stop.cancel();
         self.host.node.store(None);
         for (what, task) in [("supervisor", self.supervising), ("sampler", self.sampling)] {

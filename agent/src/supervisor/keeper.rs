@@ -7,6 +7,7 @@ use muster_cluster::rows::report_placement::Event;
 use muster_cluster::rows::{Failure, PlacementEnded, PlacementFailed, PlacementLoading, PlacementRunning};
 use tokio::sync::{mpsc, watch};
 
+use super::models::{self, Unseen};
 use super::order::{Order, failure};
 use super::reporter::Reporter;
 use super::{PAUSE, Sought, Tools, Wish};
@@ -236,7 +237,9 @@ impl Keeper<'_> {
         self.say("starting");
         self.begin_log().await;
         let place = self.runtime.place(self.unit).await.map_err(|error| not_launched(&error))?;
-        let launch = self.order.launch(self.tools, self.unit, &place.inside);
+        let sight = models::look(&self.tools.files, &self.order.spec, self.order.runtime).await;
+        let sight = sight.map_err(|Unseen { failure, hopeless }| Over { failure, ready_for: None, hopeless })?;
+        let launch = self.order.launch(self.tools, self.unit, &place.inside, sight);
         let launch = launch.map_err(|failure| Over { failure, ready_for: None, hopeless: true })?;
         let (progress, mut told) = watch::channel(Progress::default());
         let mut launching = std::pin::pin!(self.runtime.launch(launch, progress));

@@ -6,6 +6,7 @@
 
 mod keeper;
 mod ledger;
+mod models;
 mod observed;
 mod order;
 mod renewal;
@@ -32,6 +33,7 @@ pub use observed::{Observation, Observed};
 use crate::doors::Doors;
 use crate::engine::restarts::DEFAULT_LIMIT;
 use crate::host::Hosts;
+use crate::host::files::OwnFiles;
 use crate::leases::OwnLeases;
 use crate::logs::LogStore;
 use crate::runtime::{GpuRef, Runtime, RuntimeKind, UnitId};
@@ -62,6 +64,7 @@ pub(crate) struct Tools {
     pub hosts: Hosts,
     /// Where clients come to the placements.
     pub doors: Arc<dyn Doors>,
+    pub files: Arc<OwnFiles>,
 }
 
 impl Tools {

@@ -1,5 +1,7 @@
 //! What a unit is made of, by what has been committed for it.
 
+use std::path::Path;
+
 use muster_cluster::rows::{Deployment, DeploymentSpec, Failure, OnNodeLoss, Seat};
 use muster_cluster::sealing::SecretText;
 use muster_cluster::state::{View, environment_name, on_node_loss};
@@ -7,8 +9,12 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::Tools;
+use super::models::Sight;
 use crate::engine::{self, Engine, command};
 use crate::runtime::{Endpoint, Launch, RuntimeKind, UnitId};
+
+/// What tells an engine where the hub's files lie.
+const HF_HOME: &str = "HF_HOME";
 
 /// What is the same in every life of a placement, and is known of an engine that runs whatever has become of the node.
 pub(super) struct Order {
@@ -63,11 +69,11 @@ impl Order {
         Ok(Self { engine, runtime, spec, served_name, seat, leased })
     }
 
-    /// What is launched, once it is known where it shall listen.
+    /// What is launched, once it is known where it shall listen and what it sees of the node's files.
     ///
     /// # Errors
     /// Why it can not be: it makes no command line, or the node does not have what it needs.
-    pub fn launch(&self, tools: &Tools, unit: UnitId, listen: &Endpoint) -> Result<Launch, Failure> {
+    pub fn launch(&self, tools: &Tools, unit: UnitId, listen: &Endpoint, sight: Sight) -> Result<Launch, Failure> {
         let gpu = |index: &u32| {
             let found = tools.gpus.iter().find(|gpu| gpu.index == *index).cloned();
             found.ok_or_else(|| unsuitable(format!("this node has no GPU {index} any more")))
@@ -87,7 +93,12 @@ impl Order {
             cache: None,
             memory: None,
         };
-        let made = self.engine.command(&order).map_err(|error| failure("bad_args", error.to_string()))?;
+        let mut made = self.engine.command(&order).map_err(|error| failure("bad_args", error.to_string()))?;
+        made.arguments = made.arguments.into_iter().map(|argument| sight.inside(argument)).collect();
+        let own_home = made.environment.iter().any(|(name, _)| name == HF_HOME);
+        if let Some(home) = sight.hf_home.as_deref().and_then(Path::to_str).filter(|_| !own_home) {
+            made.environment.push((HF_HOME.to_owned(), SecretText::new(home.to_owned())));
+        }
         let mut hasher = Sha256::new();
         for argument in &made.arguments {
             hasher.update((argument.len() as u64).to_be_bytes());
@@ -107,7 +118,7 @@ impl Order {
             environment: made.environment,
             gpus,
             ranks: self.spec.tensor_parallel_size.unwrap_or(1),
-            mounts: Vec::new(),
+            mounts: sight.mounts,
             spec_hash: data_encoding::HEXLOWER.encode(&hasher.finalize()),
         })
     }

@@ -7,6 +7,7 @@ mod cluster;
 mod configs;
 mod credentials;
 mod deployments;
+mod files;
 mod health;
 mod models;
 mod nodes;
@@ -113,6 +114,7 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
     let resources = OpenApiRouter::new()
         .merge(models::router())
         .merge(nodes::router())
+        .merge(files::router())
         .merge(settings::router())
         .merge(cluster::router())
         .merge(credentials::router())

@@ -37,8 +37,10 @@ pub enum Purpose {
     Snapshot,
     /// Forwarded writes and reads.
     Calls,
-    /// What machines are asked: what runs there, logs, files.
+    /// What machines are asked: what runs there, logs.
     Machines,
+    /// Model files on their way, and what is asked about them.
+    Files,
 }
 
 /// The connections of this node.

@@ -25,6 +25,18 @@ pub enum UserName {
     Uid(u32),
 }
 
+impl UserName {
+    /// Where the user's own files lie. `None`: the machine does not know the user.
+    #[must_use]
+    pub fn home(&self) -> Option<PathBuf> {
+        let found = match self {
+            Self::Name(name) => User::from_name(name),
+            Self::Uid(uid) => User::from_uid(Uid::from_raw(*uid)),
+        };
+        found.ok().flatten().map(|user| user.dir).filter(|home| home.is_absolute())
+    }
+}
+
 /// How processes are run on this node. Without a program none are.
 #[derive(Clone, Debug)]
 pub struct ProcessOptions {
