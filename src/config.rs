@@ -3,7 +3,7 @@
 mod engines;
 mod tailscale;
 
-pub use engines::Ports;
+pub use engines::{ContainerDaemon, Ports};
 pub use tailscale::remember;
 
 use std::fmt::Display;
@@ -76,6 +76,14 @@ pub struct Values {
     pub engine_user: String,
     /// The ports that deployments get on this node which do not ask for one. `8100-8999`.
     pub ports: Ports,
+    /// Docker Engine, for containers: `auto` where it runs, `off`, or the path of its socket. `auto`.
+    pub docker: ContainerDaemon,
+    /// Podman, for containers: `auto` where its service runs, `off`, or the path of its socket. `auto`.
+    pub podman: ContainerDaemon,
+    /// The repository of vLLM's images, without a tag. `vllm/vllm-openai`.
+    pub vllm_image: String,
+    /// The repository of the simulator's image, which is built on this machine and never pulled. `muster-sim`.
+    pub sim_image: String,
     /// What listens on loopback as well, because its address is Tailscale's. Nobody configures that.
     #[serde(skip)]
     pub loopback_too: LoopbackToo,
@@ -124,7 +132,7 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 24] = [
     "data_dir",
     "log",
     "name",
@@ -145,6 +153,10 @@ const KEYS: [&str; 20] = [
     "engine_vllm",
     "engine_user",
     "ports",
+    "docker",
+    "podman",
+    "vllm_image",
+    "sim_image",
 ];
 
 /// The bounds of `body_limit`.
@@ -283,6 +295,9 @@ fn check_values(values: &Values) -> Result<(), String> {
             return Err(format!("{key} = {:?} must be an absolute path", path.display().to_string()));
         }
     }
+    for (key, repository) in [("vllm_image", &values.vllm_image), ("sim_image", &values.sim_image)] {
+        engines::check_repository(repository).map_err(|why| format!("{key} = {repository:?}: {why}"))?;
+    }
     within("body_limit", values.body_limit, &BODY_LIMITS)?;
     within("gateway_body_limit", values.gateway_body_limit, &GATEWAY_BODY_LIMITS)?;
     within("drain_seconds", values.drain_seconds, &DRAIN_SECONDS)
@@ -327,6 +342,10 @@ pub fn defaults() -> Values {
         engine_vllm: PathBuf::new(),
         engine_user: String::new(),
         ports: Ports::default(),
+        docker: ContainerDaemon::Auto,
+        podman: ContainerDaemon::Auto,
+        vllm_image: "vllm/vllm-openai".to_owned(),
+        sim_image: "muster-sim".to_owned(),
         loopback_too: LoopbackToo::default(),
         tailnet: None,
     }

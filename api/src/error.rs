@@ -69,6 +69,12 @@ pub enum ApiError {
     /// This node is not ready. It may help to try again.
     #[error("this node is not ready")]
     NotReady(String),
+    /// The node that has to do it does not answer. Whether it has done it is not known.
+    #[error("the node does not answer")]
+    Unreachable(String),
+    /// No container runtime can be used on the node that has to do it. It may help to try again.
+    #[error("no container runtime can be used there")]
+    NoRuntime(String),
     /// The outcome is unknown. A repetition with this key is safe.
     #[error("the outcome is unknown")]
     Unknown {
@@ -129,6 +135,8 @@ impl ApiError {
             Self::NoQuorum(_) => (StatusCode::SERVICE_UNAVAILABLE, "NO_QUORUM"),
             Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "OVERLOADED"),
             Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Unreachable(_) => (StatusCode::BAD_GATEWAY, "NODE_UNREACHABLE"),
+            Self::NoRuntime(_) => (StatusCode::SERVICE_UNAVAILABLE, "NO_RUNTIME"),
             Self::Unknown { .. } => (StatusCode::GATEWAY_TIMEOUT, "OUTCOME_UNKNOWN"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
@@ -151,7 +159,9 @@ impl ApiError {
             | Self::TooLarge(text)
             | Self::NoQuorum(text)
             | Self::Overloaded(text)
-            | Self::NotReady(text) => text.clone(),
+            | Self::NotReady(text)
+            | Self::Unreachable(text)
+            | Self::NoRuntime(text) => text.clone(),
             Self::Unauthorized(text) | Self::Forbidden(text) | Self::NotImplemented(text) => (*text).to_owned(),
             Self::MethodNotAllowed => "see the header Allow".to_owned(),
             Self::TooSlow => "the body stopped coming".to_owned(),

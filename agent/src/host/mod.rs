@@ -1,6 +1,8 @@
 //! The machine of a node, as a value: its GPUs, its runtimes, what it serves; supervised for as long as the node runs.
 
 mod ask;
+mod containers;
+mod engines;
 mod logs;
 mod service;
 
@@ -15,19 +17,26 @@ use muster_cluster::rows::{GpuFact, NodeFacts};
 use muster_cluster::transport::Services;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use ask::{Hosts, NoSight};
+pub use containers::{AskError, Refused};
 pub use logs::Parts;
+
+use engines::Engines;
 
 use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
 use crate::logs::{LogBounds, LogStore};
-use crate::runtime::process::{ProcessOptions, ProcessRuntime, Program, UserName};
-use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind};
+use crate::runtime::process::{Program, UserName};
+use crate::runtime::{EngineKind, GpuRef, Owner};
 use crate::serving::Serving;
-use crate::supervisor::{Ledger, Observed, Tools, supervise};
+use crate::supervisor::{ContainerTerms, Ledger, Observed, Tools, supervise};
 
 /// The directory of logs in the data directory.
 const LOGS: &str = "engine-logs";
+
+/// The directory of uploaded packages in the data directory.
+const PACKAGES: &str = "packages";
 
 /// What a node's configuration says of its machine.
 #[derive(Clone, Debug)]
@@ -42,12 +51,23 @@ pub struct HostOptions {
     pub user: Option<UserName>,
     /// The ports that are given out where nobody asks for one.
     pub ports: RangeInclusive<u16>,
+    /// Where Docker may listen; nowhere, and it is not used.
+    pub docker: Vec<PathBuf>,
+    /// Where Podman may listen; nowhere, and it is not used.
+    pub podman: Vec<PathBuf>,
+    /// The repositories of the engines' images.
+    pub images: BTreeMap<EngineKind, String>,
+    /// A directory with a short path, for containers' sockets whose paths are too long in the data directory.
+    pub short_places: PathBuf,
 }
 
 /// The machine of a node.
 #[derive(Debug)]
 pub struct Host {
     options: HostOptions,
+    engines: Arc<Engines>,
+    /// The runtimes that could be used when the node started.
+    usable: Vec<String>,
     gpus: GpuProvider,
     inventory: Vec<Arc<Gpu>>,
     serving: Arc<Serving>,
@@ -63,13 +83,15 @@ impl Host {
     /// When the directory for logs can not be made.
     pub async fn new(options: HostOptions) -> io::Result<Arc<Self>> {
         let gpus = GpuProvider::open(&options.gpus, NvmlOptions::default());
-        let inventory = gpus.inventory().await.unwrap_or_else(|why| {
+        let engines = Arc::new(Engines::new(&options));
+        let (inventory, usable) = tokio::join!(gpus.inventory(), engines.at_first());
+        let inventory = inventory.unwrap_or_else(|why| {
             tracing::info!(%why, "no GPUs");
             Vec::new()
         });
         let logs = Arc::new(LogStore::open(options.directory.join(LOGS), LogBounds::default())?);
         let (serving, observed, ledger) = (Arc::default(), Arc::default(), Arc::default());
-        Ok(Arc::new(Self { options, gpus, inventory, serving, observed, ledger, logs }))
+        Ok(Arc::new(Self { options, engines, usable, gpus, inventory, serving, observed, ledger, logs }))
     }
 
     /// Adds what the machine has to what the node tells the fleet of itself.
@@ -84,10 +106,8 @@ impl Host {
                 memory_bytes: gpu.memory_total.unwrap_or_default(),
             })
             .collect();
-        let mut engines: Vec<_> = self.options.programs.keys().map(|engine| engine.name().to_owned()).collect();
-        engines.sort_unstable();
-        facts.runtimes = if engines.is_empty() { Vec::new() } else { vec![RuntimeKind::Process.name().to_owned()] };
-        facts.process_engines = engines;
+        facts.runtimes = self.usable.clone();
+        facts.process_engines = self.engines.processes();
         (facts.first_port, facts.last_port) =
             (u32::from(*self.options.ports.start()), u32::from(*self.options.ports.end()));
     }
@@ -97,7 +117,10 @@ impl Host {
     pub fn services(self: &Arc<Self>) -> Services {
         let mut services = Services::default();
         let host = Arc::clone(self);
-        services.add(move |routes, members| service::add(routes, Arc::clone(&host), members));
+        services.add(move |routes, members| {
+            containers::add(routes, Arc::clone(&host), members.clone());
+            service::add(routes, Arc::clone(&host), members);
+        });
         services
     }
 
@@ -119,6 +142,10 @@ impl Host {
         &self.logs
     }
 
+    fn engines(&self) -> &Engines {
+        &self.engines
+    }
+
     /// Its GPUs.
     #[must_use]
     pub fn gpus(&self) -> &GpuProvider {
@@ -130,19 +157,18 @@ impl Host {
     pub fn supervise(&self, node: &Node) -> Supervision {
         let identity = node.identity();
         let owner = Owner { fleet: identity.fleet, generation: identity.generation, node: identity.node };
-        let mut runtimes: BTreeMap<RuntimeKind, Arc<dyn Runtime>> = BTreeMap::new();
-        if !self.options.programs.is_empty() {
-            let HostOptions { directory, programs, user, .. } = self.options.clone();
-            let runtime = ProcessRuntime::new(owner, ProcessOptions { directory, programs, user });
-            runtimes.insert(RuntimeKind::Process, Arc::new(runtime));
-        }
         // A GPU that has never said which it is can not be given to anybody.
         let gpu = |gpu: &Arc<Gpu>| Some(GpuRef { index: gpu.index, uuid: gpu.uuid.clone()? });
         let tools = Tools {
             consensus: Arc::clone(node.consensus()),
             keyring: node.keyring().clone(),
             node: identity.node,
-            runtimes,
+            runtimes: self.engines.runtimes(owner, &self.options),
+            containers: ContainerTerms {
+                images: self.options.images.clone(),
+                packages: self.options.directory.join(PACKAGES),
+                simulated_gpus: matches!(self.gpus, GpuProvider::Sim(_)),
+            },
             gpus: self.inventory.iter().filter_map(gpu).collect(),
             serving: Arc::clone(&self.serving),
             observed: Arc::clone(&self.observed),
@@ -151,7 +177,9 @@ impl Host {
         };
         let stop = CancellationToken::new();
         let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone()));
-        Supervision { stop, supervising }
+        let telling = Arc::clone(&self.engines).keep_telling(node.told().clone());
+        let telling = AbortOnDropHandle::new(tokio::spawn(telling));
+        Supervision { stop, supervising, _telling: telling }
     }
 }
 
@@ -160,6 +188,7 @@ impl Host {
 pub struct Supervision {
     stop: CancellationToken,
     supervising: JoinHandle<()>,
+    _telling: AbortOnDropHandle<()>,
 }
 
 impl Supervision {

@@ -13,6 +13,7 @@ mod strays;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ pub use observed::{Observation, Observed};
 
 use crate::engine::restarts::DEFAULT_LIMIT;
 use crate::logs::LogStore;
-use crate::runtime::{GpuRef, Runtime, RuntimeKind, UnitId};
+use crate::runtime::{EngineKind, GpuRef, Runtime, RuntimeKind, UnitId};
 use crate::serving::Serving;
 
 /// How often everything is looked through, whatever has changed.
@@ -48,12 +49,24 @@ pub(crate) struct Tools {
     pub keyring: Keyring,
     pub node: NodeId,
     pub runtimes: BTreeMap<RuntimeKind, Arc<dyn Runtime>>,
+    pub containers: ContainerTerms,
     /// The GPUs of this machine.
     pub gpus: Vec<GpuRef>,
     pub serving: Arc<Serving>,
     pub observed: Arc<Observed>,
     pub ledger: Arc<Ledger>,
     pub logs: Arc<LogStore>,
+}
+
+/// What is the same for all containers of this node.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerTerms {
+    /// The repositories of the engines' images.
+    pub images: BTreeMap<EngineKind, String>,
+    /// Where packages lie that were uploaded.
+    pub packages: PathBuf,
+    /// Whether the machine's GPUs are simulated ones, which no container can be given.
+    pub simulated_gpus: bool,
 }
 
 impl Tools {

@@ -115,6 +115,8 @@ impl Bench {
             unit,
             engine: EngineKind::Sim,
             image: Some(self.image.clone()),
+            pull: true,
+            packages: Vec::new(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             environment: vec![("HF_TOKEN".to_owned(), SecretText::new(SECRET.to_owned()))],
             gpus: Vec::new(),

@@ -7,6 +7,7 @@ mod configs;
 mod credentials;
 mod deployments;
 mod health;
+mod machines;
 mod models;
 mod nodes;
 mod settings;
@@ -111,6 +112,7 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
     let resources = OpenApiRouter::new()
         .merge(models::router())
         .merge(nodes::router())
+        .merge(machines::router())
         .merge(settings::router())
         .merge(cluster::router())
         .merge(credentials::router())
