@@ -89,6 +89,12 @@ impl Daemon {
         assert!(self.has_image(name), "{built}");
     }
 
+    /// Gives an image another tag.
+    pub fn tag(&self, name: &str, repository: &str, tag: &str) {
+        let path = format!("/images/{name}/tag?repo={repository}&tag={tag}");
+        let _ = self.api.post(&path, &Value::Null).expect(201);
+    }
+
     /// Removes an image with this name, if it is there.
     pub fn forget_image(&self, name: &str) {
         let _ = self.api.delete(&format!("/images/{name}?force=true"));

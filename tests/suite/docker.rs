@@ -19,6 +19,9 @@ use muster_tests::groups::Need;
 use muster_tests::process::wait_for;
 use serde_json::{Value, json};
 
+/// The repository of images that all tests use.
+const SHARED: &str = "vllm/vllm-openai";
+
 /// The version whose image is built where it is needed, so that no registry is asked.
 const VERSION: &str = "0.11.0";
 
@@ -27,6 +30,8 @@ struct Yard {
     fleet: Fleet,
     daemon: Daemon,
     id: String,
+    /// The image that is this test's alone.
+    image: Option<String>,
 }
 
 impl Yard {
@@ -38,13 +43,15 @@ impl Yard {
     /// So many nodes on this daemon.
     fn on(daemon: Daemon, nodes: usize, more: &[(&'static str, &str)]) -> Self {
         let repository = repository(more);
-        daemon.make_image(&format!("{repository}:v{VERSION}"), repository);
+        let image = format!("{repository}:v{VERSION}");
+        daemon.make_image(&image, repository);
         let socket = daemon.socket().to_owned();
         // What is given more than once is taken as it was given last.
         let variables: Vec<_> = [("MUSTER_DOCKER", socket.as_str())].into_iter().chain(more.iter().copied()).collect();
         let fleet = Fleet::start_nodes(nodes, &variables);
         let id = fleet.admin().get("/api/cluster").expect(200).body["fleetId"].as_str().expect("an id").to_owned();
-        Self { fleet, daemon, id }
+        let image = Some(image).filter(|_| repository != SHARED);
+        Self { fleet, daemon, id, image }
     }
 
     fn admin(&self) -> Api {
@@ -73,13 +80,16 @@ impl Drop for Yard {
     fn drop(&mut self) {
         self.fleet.kill();
         self.daemon.clean(&self.id);
+        if let Some(image) = &self.image {
+            self.daemon.forget_image(image);
+        }
     }
 }
 
 /// The repository of vLLM's images that these variables name.
 fn repository<'a>(variables: &[(&'static str, &'a str)]) -> &'a str {
     let named = variables.iter().rev().find(|(name, _)| *name == "MUSTER_VLLM_IMAGE");
-    named.map_or("vllm/vllm-openai", |(_, repository)| repository)
+    named.map_or(SHARED, |(_, repository)| repository)
 }
 
 /// What a deployment of vLLM on this node is started with.

@@ -1,20 +1,25 @@
 //! A deployment that really runs in a container of Podman.
 
-use muster_tests::containers::{Daemon, PODMAN};
+use muster_tests::containers::{DOCKER, Daemon, PODMAN};
 use muster_tests::fleet::{Fleet, PATIENCE};
 use muster_tests::groups::Need;
 use muster_tests::process::wait_for;
 use serde_json::{Value, json};
 
+/// E-193
 #[test]
-fn a_deployment_runs_in_podman_is_called_and_leaves_nothing() {
+fn a_deployment_runs_in_podman_where_the_fleet_prefers_it_is_called_and_leaves_nothing() {
     if !Need::Podman.is_met("podman") {
         return;
     }
     let daemon = Daemon::named_by(PODMAN);
     daemon.make_image("vllm/vllm-openai:v0.11.0", "vllm/vllm-openai");
-    let fleet = Fleet::start_with(&[("MUSTER_PODMAN", daemon.socket())]);
+    let docker = std::env::var(DOCKER).unwrap_or_default();
+    let both = [("MUSTER_PODMAN", daemon.socket()), ("MUSTER_DOCKER", docker.as_str())];
+    // Without Docker there is no choice.
+    let fleet = Fleet::start_with(if docker.is_empty() { &both[..1] } else { &both });
     let admin = fleet.admin();
+    let _ = admin.put("/api/settings", &json!({"preferred_container_runtime": "podman"})).expect(200);
     let id = admin.get("/api/cluster").expect(200).body["fleetId"].as_str().expect("an id").to_owned();
     let order = json!({
         "node_id": 1, "model_name": "org/m", "gpu_memory_fraction": 0.5, "owner": "a test", "engine": "vllm",

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::query_parameters::{RemoveImageOptions, TagImageOptions};
-use muster_agent::runtime::container::{Family, Flavour, Listen, merge};
+use muster_agent::runtime::container::{Family, Listen, merge};
 use muster_agent::runtime::{Runtime, RuntimeError};
 
 use crate::daemons::{Bench, answers, benches, both, build, started, unit};

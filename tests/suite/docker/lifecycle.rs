@@ -12,7 +12,7 @@ use super::{VERSION, Yard, answers, is, order, start};
 /// What a caller has put into the environment, and nobody else is to see.
 const CANARY: &str = "hf_canary_of_the_tests";
 
-/// E-052 E-053 E-075
+/// E-032 E-052 E-075
 #[test]
 fn a_deployment_starts_in_a_container_is_called_through_another_node_and_leaves_nothing() {
     if !Need::Docker.is_met("docker") {
