@@ -72,11 +72,10 @@ impl Daemon {
             return;
         }
         let simulator = std::env::var_os(SIMULATOR).expect("a simulator that needs only the kernel");
-        let recipe =
-            format!("FROM scratch\nCOPY muster-sim /muster-sim\nCOPY mark /mark\nENTRYPOINT [\"/muster-sim\"]\n");
+        let recipe = "FROM scratch\nCOPY muster-sim /muster-sim\nCOPY mark /mark\nENTRYPOINT [\"/muster-sim\"]\n";
         let mut archive = tar::Builder::new(Vec::new());
         archive.sparse(false);
-        for (file, content) in [("Dockerfile", recipe.as_str()), ("mark", mark)] {
+        for (file, content) in [("Dockerfile", recipe), ("mark", mark)] {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
@@ -203,6 +202,8 @@ impl OwnDocker {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("engines/docker");
         let mut command = Command::new(script);
         command.arg(what).arg(self.directory.path()).stdin(Stdio::null()).stdout(Stdio::null());
+        // It starts and stops while others are at work.
+        command.env("NETWORK", "own");
         command.status().expect("the script").success()
     }
 
