@@ -4,7 +4,7 @@ mod engines;
 mod files;
 mod tailscale;
 
-pub use engines::Ports;
+pub use engines::{ContainerDaemon, Ports};
 pub use files::Directories;
 pub use tailscale::remember;
 
@@ -91,6 +91,14 @@ pub struct Values {
     pub pull_loopback: bool,
     /// What model files leave free on their disk, in bytes. 2147483648.
     pub keep_free: u64,
+    /// Docker Engine, for containers: `auto` where it runs, `off`, or the path of its socket. `auto`.
+    pub docker: ContainerDaemon,
+    /// Podman, for containers: `auto` where its service runs, `off`, or the path of its socket. `auto`.
+    pub podman: ContainerDaemon,
+    /// The repository of vLLM's images, without a tag. `vllm/vllm-openai`.
+    pub vllm_image: String,
+    /// The repository of the simulator's image, which is built on this machine and never pulled. `muster-sim`.
+    pub sim_image: String,
     /// What listens on loopback as well, because its address is Tailscale's. Nobody configures that.
     #[serde(skip)]
     pub loopback_too: LoopbackToo,
@@ -139,7 +147,7 @@ pub enum AuthMode {
 }
 
 /// The keys, for listing and for picking them out of the environment.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 29] = [
     "data_dir",
     "log",
     "name",
@@ -165,6 +173,10 @@ const KEYS: [&str; 25] = [
     "pull_private",
     "pull_loopback",
     "keep_free",
+    "docker",
+    "podman",
+    "vllm_image",
+    "sim_image",
 ];
 
 /// The bounds of `body_limit`.
@@ -315,6 +327,9 @@ fn check_values(values: &Values) -> Result<(), String> {
     if let Some(path) = values.model_directories.relative() {
         return Err(format!("model_directories: {:?} must be an absolute path", path.display().to_string()));
     }
+    for (key, repository) in [("vllm_image", &values.vllm_image), ("sim_image", &values.sim_image)] {
+        engines::check_repository(repository).map_err(|why| format!("{key} = {repository:?}: {why}"))?;
+    }
     within("body_limit", values.body_limit, &BODY_LIMITS)?;
     within("gateway_body_limit", values.gateway_body_limit, &GATEWAY_BODY_LIMITS)?;
     within("drain_seconds", values.drain_seconds, &DRAIN_SECONDS)
@@ -364,6 +379,10 @@ pub fn defaults() -> Values {
         pull_private: true,
         pull_loopback: false,
         keep_free: 2 << 30,
+        docker: ContainerDaemon::Auto,
+        podman: ContainerDaemon::Auto,
+        vllm_image: "vllm/vllm-openai".to_owned(),
+        sim_image: "muster-sim".to_owned(),
         loopback_too: LoopbackToo::default(),
         tailnet: None,
     }

@@ -79,6 +79,9 @@ pub enum ApiError {
     /// The node's disk has no room for it.
     #[error("there is no room for it")]
     NoRoom(String),
+    /// No container runtime can be used on the node that has to do it. It may help to try again.
+    #[error("no container runtime can be used there")]
+    NoRuntime(String),
     /// The outcome is unknown. A repetition with this key is safe.
     #[error("the outcome is unknown")]
     Unknown {
@@ -142,6 +145,7 @@ impl ApiError {
             Self::Unreachable(_) => (StatusCode::BAD_GATEWAY, "NODE_UNREACHABLE"),
             Self::Upstream(_) => (StatusCode::BAD_GATEWAY, "UPSTREAM_FAILED"),
             Self::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "INSUFFICIENT_STORAGE"),
+            Self::NoRuntime(_) => (StatusCode::SERVICE_UNAVAILABLE, "NO_RUNTIME"),
             Self::Unknown { .. } => (StatusCode::GATEWAY_TIMEOUT, "OUTCOME_UNKNOWN"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
@@ -166,6 +170,7 @@ impl ApiError {
             | Self::Overloaded(text)
             | Self::NotReady(text)
             | Self::Unreachable(text)
+            | Self::NoRuntime(text)
             | Self::Upstream(text)
             | Self::NoRoom(text) => text.clone(),
             Self::Unauthorized(text) | Self::Forbidden(text) | Self::NotImplemented(text) => (*text).to_owned(),

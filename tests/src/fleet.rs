@@ -107,6 +107,8 @@ impl Home {
         command.env("MUSTER_MESH", "127.0.0.1:0").env("MUSTER_PROXY", "127.0.0.1:0");
         // The machine may be in a tailnet.
         command.env("MUSTER_TAILSCALE", "off");
+        // Nor are the containers of the machine any test's business.
+        command.env("MUSTER_DOCKER", "off").env("MUSTER_PODMAN", "off");
         command.stdin(Stdio::null());
         command
     }

@@ -8,6 +8,8 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use crate::containers;
+
 /// Something that not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -21,6 +23,10 @@ pub enum Need {
     OpenAiSdk,
     /// A real llama-server with a tiny model, which `tests/prepare test` builds.
     Llama,
+    /// A Docker Engine of the tests' own, and the simulator for its images.
+    Docker,
+    /// A Podman of the tests' own, and the simulator for its images.
+    Podman,
     /// The right to make network namespaces, and the tools to join and to cut them.
     Networks,
 }
@@ -62,6 +68,10 @@ impl Need {
             Self::Llama => {
                 runs(llama("llama-server"), &["--version"], "there is no llama-server (tests/prepare test builds one)")
             }
+            Self::Docker => {
+                daemon(containers::DOCKER, "there is no Docker Engine of the tests' own (make test, as root)")
+            }
+            Self::Podman => daemon(containers::PODMAN, "there is no Podman of the tests' own (make test, as root)"),
             Self::Networks => runs(
                 "unshare",
                 &["--net", "sh", "-c", crate::net::TRIAL],
@@ -92,6 +102,11 @@ pub fn llama(file: &str) -> PathBuf {
 fn prepared(what: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
     test.ancestors().nth(3).expect("a build directory").join(what)
+}
+
+fn daemon(variable: &str, otherwise: &'static str) -> Result<(), &'static str> {
+    let is_set = |variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
+    if is_set(variable) && is_set(containers::SIMULATOR) { Ok(()) } else { Err(otherwise) }
 }
 
 fn runs(program: impl AsRef<OsStr>, arguments: &[&str], otherwise: &'static str) -> Result<(), &'static str> {

@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod clock;
+pub mod containers;
 pub mod disk;
 pub mod engines;
 pub mod fleet;

@@ -50,7 +50,7 @@ fn is_release(text: &str) -> bool {
 }
 
 /// `nightly`, `latest`, and their builds for one platform (`nightly-aarch64`); not the nightly build of one commit.
-fn moves(tag: &str) -> bool {
+pub(crate) fn moves(tag: &str) -> bool {
     let mut words = tag.split('-');
     words.any(|word| matches!(word, "nightly" | "latest")) && !tag.split('-').any(is_commit)
 }

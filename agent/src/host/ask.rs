@@ -70,8 +70,8 @@ struct Asked {
 /// The hosts of all nodes, this one's among them. Many who ask at once ask once.
 pub struct Hosts {
     own: Arc<Host>,
-    node: NodeId,
-    channels: Arc<Channels>,
+    pub(super) node: NodeId,
+    pub(super) channels: Arc<Channels>,
     // There are no more of them than nodes.
     asked: Mutex<HashMap<NodeId, Asked>>,
 }

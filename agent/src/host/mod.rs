@@ -1,6 +1,8 @@
 //! The machine of a node, as a value: its GPUs, its runtimes, what it serves; supervised for as long as the node runs.
 
 mod ask;
+mod containers;
+mod engines;
 pub mod files;
 mod logs;
 mod past;
@@ -30,8 +32,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use ask::{Hosts, NoSight, Sight};
+pub use containers::{AskError, Refused};
 pub use logs::Parts;
 
+use engines::Engines;
 use files::OwnFiles;
 use past::Past;
 
@@ -41,17 +45,20 @@ use crate::gpu::{Gpu, GpuProvider, GpuSource, NvmlOptions};
 use crate::leases::{CONFIRMED, Granted, OwnLeases};
 use crate::logs::{LogBounds, LogStore};
 use crate::machine::Disk;
-use crate::runtime::process::{ProcessOptions, ProcessRuntime, Program, UserName};
-use crate::runtime::{EngineKind, GpuRef, Owner, Runtime, RuntimeKind, UnitId};
+use crate::runtime::process::{Program, UserName};
+use crate::runtime::{EngineKind, GpuRef, Owner, UnitId};
 use crate::scheduler::Scheduler;
 use crate::serving::Serving;
-use crate::supervisor::{Ledger, Observed, Tools, supervise};
+use crate::supervisor::{ContainerTerms, Ledger, Observed, Tools, supervise};
 
 /// The directory of logs in the data directory.
 const LOGS: &str = "engine-logs";
 
 /// How long a file system may take to say how full it is.
 const DISK_LIMIT: Duration = Duration::from_millis(500);
+
+/// The directory of uploaded packages in the data directory.
+const PACKAGES: &str = "packages";
 
 /// What a node's configuration says of its machine.
 #[derive(Clone, Debug)]
@@ -70,11 +77,22 @@ pub struct HostOptions {
     pub address: IpAddr,
     /// Where its model files lie.
     pub files: FilesConfig,
+    /// Where Docker may listen; nowhere, and it is not used.
+    pub docker: Vec<PathBuf>,
+    /// Where Podman may listen; nowhere, and it is not used.
+    pub podman: Vec<PathBuf>,
+    /// The repositories of the engines' images.
+    pub images: BTreeMap<EngineKind, String>,
+    /// A directory with a short path, for containers' sockets whose paths are too long in the data directory.
+    pub short_places: PathBuf,
 }
 
 /// The machine of a node.
 pub struct Host {
     options: HostOptions,
+    engines: Arc<Engines>,
+    /// The runtimes that could be used when the node started.
+    usable: Vec<String>,
     gpus: GpuProvider,
     inventory: Vec<Arc<Gpu>>,
     serving: Arc<Serving>,
@@ -104,7 +122,9 @@ impl Host {
     /// When the directory for logs can not be made.
     pub async fn new(options: HostOptions) -> io::Result<Arc<Self>> {
         let gpus = GpuProvider::open(&options.gpus, NvmlOptions::default());
-        let inventory = gpus.inventory().await.unwrap_or_else(|why| {
+        let engines = Arc::new(Engines::new(&options));
+        let (inventory, usable) = tokio::join!(gpus.inventory(), engines.at_first());
+        let inventory = inventory.unwrap_or_else(|why| {
             tracing::info!(%why, "no GPUs");
             Vec::new()
         });
@@ -115,6 +135,8 @@ impl Host {
         Ok(Arc::new(Self {
             disk: Disk::new(options.directory.clone(), DISK_LIMIT),
             options,
+            engines,
+            usable,
             gpus,
             inventory,
             serving,
@@ -141,10 +163,8 @@ impl Host {
                 memory_bytes: gpu.memory_total.unwrap_or_default(),
             })
             .collect();
-        let mut engines: Vec<_> = self.options.programs.keys().map(|engine| engine.name().to_owned()).collect();
-        engines.sort_unstable();
-        facts.runtimes = if engines.is_empty() { Vec::new() } else { vec![RuntimeKind::Process.name().to_owned()] };
-        facts.process_engines = engines;
+        facts.runtimes = self.usable.clone();
+        facts.process_engines = self.engines.processes();
         (facts.first_port, facts.last_port) =
             (u32::from(*self.options.ports.start()), u32::from(*self.options.ports.end()));
     }
@@ -182,9 +202,11 @@ impl Host {
     pub fn services(self: &Arc<Self>) -> Services {
         let mut services = Services::default();
         let host = Arc::clone(self);
-        services.add(move |routes, members| service::add(routes, Arc::clone(&host), members));
-        let files = Arc::clone(&self.files);
-        services.add(move |routes, members| files::add(routes, Arc::clone(&files), members));
+        services.add(move |routes, members| {
+            containers::add(routes, Arc::clone(&host), members.clone());
+            files::add(routes, Arc::clone(&host.files), members.clone());
+            service::add(routes, Arc::clone(&host), members);
+        });
         services
     }
 
@@ -212,6 +234,10 @@ impl Host {
         &self.files
     }
 
+    fn engines(&self) -> &Engines {
+        &self.engines
+    }
+
     /// Its GPUs.
     #[must_use]
     pub fn gpus(&self) -> &GpuProvider {
@@ -226,20 +252,18 @@ impl Host {
         self.node.store(Some(Arc::new(Belonging { consensus, gossip })));
         let identity = node.identity();
         let owner = Owner { fleet: identity.fleet, generation: identity.generation, node: identity.node };
-        let mut runtimes: BTreeMap<RuntimeKind, Arc<dyn Runtime>> = BTreeMap::new();
-        // What an earlier configuration has started can run without its program being named any more.
-        if !self.options.programs.is_empty() || ProcessRuntime::was_used(&self.options.directory) {
-            let HostOptions { directory, programs, user, .. } = self.options.clone();
-            let runtime = ProcessRuntime::new(owner, ProcessOptions { directory, programs, user });
-            runtimes.insert(RuntimeKind::Process, Arc::new(runtime));
-        }
         // A GPU that has never said which it is can not be given to anybody.
         let gpu = |gpu: &Arc<Gpu>| Some(GpuRef { index: gpu.index, uuid: gpu.uuid.clone()? });
         let tools = Tools {
             consensus: Arc::clone(node.consensus()),
             keyring: node.keyring().clone(),
             node: identity.node,
-            runtimes,
+            runtimes: self.engines.runtimes(owner, &self.options),
+            containers: ContainerTerms {
+                images: self.options.images.clone(),
+                packages: self.options.directory.join(PACKAGES),
+                simulated_gpus: matches!(self.gpus, GpuProvider::Sim(_)),
+            },
             gpus: self.inventory.iter().filter_map(gpu).collect(),
             serving: Arc::clone(&self.serving),
             observed: Arc::clone(&self.observed),
@@ -259,7 +283,9 @@ impl Host {
         let own = identity.node;
         let opening = async move { files.open(published, own).await };
         let opening = AbortOnDropHandle::new(tokio::spawn(opening));
-        Supervision { stop, supervising, sampling, found, opening, host: Arc::clone(self) }
+        let telling = Arc::clone(&self.engines).keep_telling(node.told().clone());
+        let telling = AbortOnDropHandle::new(tokio::spawn(telling));
+        Supervision { stop, supervising, sampling, found, opening, host: Arc::clone(self), _telling: telling }
     }
 }
 
@@ -271,6 +297,7 @@ pub struct Supervision {
     opening: AbortOnDropHandle<()>,
     host: Arc<Host>,
     found: mpsc::Receiver<()>,
+    _telling: AbortOnDropHandle<()>,
 }
 
 impl Supervision {

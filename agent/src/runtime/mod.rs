@@ -16,6 +16,8 @@ use muster_cluster::ids::{FleetId, NodeId, PlacementEpoch, PlacementId};
 use muster_cluster::sealing::SecretText;
 use tokio::sync::{mpsc, watch};
 
+use container::Package;
+
 /// The kinds of runtimes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RuntimeKind {
@@ -72,7 +74,7 @@ impl fmt::Display for UnitId {
 }
 
 /// What runs in a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EngineKind {
     /// vLLM.
     Vllm,
@@ -138,6 +140,10 @@ pub struct Launch {
     pub engine: EngineKind,
     /// The image, for containers.
     pub image: Option<String>,
+    /// Whether a registry may be asked for the image. One that is made on the machine has a name that others could take there.
+    pub pull: bool,
+    /// What is installed on top of the image. Processes have no image and take none.
+    pub packages: Vec<Package>,
     /// The engine's command line, without the program.
     pub arguments: Vec<String>,
     /// Added to its environment. Values are in no log, no label and no error.
@@ -228,9 +234,17 @@ pub enum RuntimeError {
         /// Why, and what helps.
         why: String,
     },
-    /// This can not be run here: no program, no GPU access, an image that does not exist. Trying again does not help.
+    /// This can not be run here: no program, no GPU access. Trying again does not help.
     #[error("{0}")]
     Unsuitable(String),
+    /// There is no such image. Trying again does not help.
+    #[error("there is no image {image}: {why}")]
+    NoImage {
+        /// Which.
+        image: String,
+        /// Why, and what helps.
+        why: String,
+    },
     /// The image did not come. It may, if it is tried again.
     #[error("the image {image} could not be got: {why}")]
     Image {

@@ -133,6 +133,7 @@ fn over(code: &str, message: impl Into<String>) -> Over {
 fn not_launched(error: &RuntimeError) -> Over {
     let (code, hopeless) = match error {
         RuntimeError::Unsuitable(_) => ("unsuitable", true),
+        RuntimeError::NoImage { .. } => ("image", true),
         RuntimeError::Image { .. } => ("image", false),
         RuntimeError::Unavailable { .. } => ("runtime_unavailable", false),
         RuntimeError::Start(_) | RuntimeError::NotFound(_) | RuntimeError::Io { .. } | RuntimeError::Failed { .. } => {

@@ -15,6 +15,7 @@ mod strays;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use crate::host::Hosts;
 use crate::host::files::OwnFiles;
 use crate::leases::OwnLeases;
 use crate::logs::LogStore;
-use crate::runtime::{GpuRef, Runtime, RuntimeKind, UnitId};
+use crate::runtime::{EngineKind, GpuRef, Runtime, RuntimeKind, UnitId};
 use crate::serving::Serving;
 
 /// How often everything is looked through, whatever has changed.
@@ -54,6 +55,7 @@ pub(crate) struct Tools {
     pub keyring: Keyring,
     pub node: NodeId,
     pub runtimes: BTreeMap<RuntimeKind, Arc<dyn Runtime>>,
+    pub containers: ContainerTerms,
     /// The GPUs of this machine.
     pub gpus: Vec<GpuRef>,
     pub serving: Arc<Serving>,
@@ -65,6 +67,17 @@ pub(crate) struct Tools {
     /// Where clients come to the placements.
     pub doors: Arc<dyn Doors>,
     pub files: Arc<OwnFiles>,
+}
+
+/// What is the same for all containers of this node.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerTerms {
+    /// The repositories of the engines' images.
+    pub images: BTreeMap<EngineKind, String>,
+    /// Where packages lie that were uploaded.
+    pub packages: PathBuf,
+    /// Whether the machine's GPUs are simulated ones, which no container can be given.
+    pub simulated_gpus: bool,
 }
 
 impl Tools {

@@ -1,6 +1,6 @@
 //! What a unit is made of, by what has been committed for it.
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 use muster_cluster::rows::{Deployment, DeploymentSpec, Failure, OnNodeLoss, Seat};
 use muster_cluster::sealing::SecretText;
@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use super::Tools;
 use super::models::Sight;
 use crate::engine::{self, Engine, command};
-use crate::runtime::{Endpoint, Launch, RuntimeKind, UnitId};
+use crate::runtime::container::Package;
+use crate::runtime::{Endpoint, EngineKind, Launch, RuntimeKind, UnitId};
 
 /// What tells an engine where the hub's files lie.
 const HF_HOME: &str = "HF_HOME";
@@ -69,6 +70,10 @@ impl Order {
         Ok(Self { engine, runtime, spec, served_name, seat, leased })
     }
 
+    fn packages(&self, tools: &Tools) -> Result<Vec<Package>, Failure> {
+        self.spec.extra_packages.iter().map(|named| package(named, &tools.containers.packages)).collect()
+    }
+
     /// What is launched, once it is known where it shall listen and what it sees of the node's files.
     ///
     /// # Errors
@@ -78,7 +83,11 @@ impl Order {
             let found = tools.gpus.iter().find(|gpu| gpu.index == *index).cloned();
             found.ok_or_else(|| unsuitable(format!("this node has no GPU {index} any more")))
         };
-        let gpus = self.seat.gpu_ids.iter().map(gpu).collect::<Result<_, _>>()?;
+        let mut gpus = self.seat.gpu_ids.iter().map(gpu).collect::<Result<Vec<_>, _>>()?;
+        if tools.containers.simulated_gpus && self.runtime != RuntimeKind::Process {
+            // No daemon can give a container what is not there.
+            gpus.clear();
+        }
         let view = tools.consensus.local();
         let environment = match &deployment(&view, unit)?.environment {
             Some(sealed) => environment(tools, &view, &sealed.id)?,
@@ -104,16 +113,20 @@ impl Order {
             hasher.update((argument.len() as u64).to_be_bytes());
             hasher.update(argument);
         }
-        let image = match self.runtime {
-            RuntimeKind::Process => None,
-            RuntimeKind::Docker | RuntimeKind::Podman => {
-                Some(self.engine.image(self.spec.vllm_version.as_deref(), None, None).reference())
-            }
-        };
+        let in_container = self.runtime != RuntimeKind::Process;
+        let kind = self.engine.kind();
+        let image = in_container.then(|| {
+            let repository = tools.containers.images.get(&kind).map(String::as_str);
+            self.engine.image(self.spec.vllm_version.as_deref(), None, repository).reference()
+        });
+        let packages = if in_container { self.packages(tools)? } else { Vec::new() };
         Ok(Launch {
             unit,
-            engine: self.engine.kind(),
+            engine: kind,
             image,
+            // The simulator's image is made on the machine: whoever took its name in a registry would run code here.
+            pull: kind != EngineKind::Sim,
+            packages,
             arguments: made.arguments,
             environment: made.environment,
             gpus,
@@ -122,6 +135,23 @@ impl Order {
             spec_hash: data_encoding::HEXLOWER.encode(&hasher.finalize()),
         })
     }
+}
+
+/// A package that a deployment names: a name for pip, or the path of one that was uploaded to this node. No other file of
+/// the machine gets into an image.
+fn package(named: &str, uploaded: &Path) -> Result<Package, Failure> {
+    if !named.starts_with('/') {
+        return Ok(Package::Named(named.to_owned()));
+    }
+    let path = Path::new(named);
+    let inside = path.strip_prefix(uploaded).is_ok_and(|rest| {
+        let mut parts = rest.components().peekable();
+        parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
+    });
+    if inside {
+        return Ok(Package::Local(path.to_owned()));
+    }
+    Err(failure("bad_args", format!("{named} is no package that was uploaded to this node")))
 }
 
 /// The environment that the deployment's owner has given, opened.
@@ -139,4 +169,26 @@ fn environment(tools: &Tools, view: &View, id: &[u8]) -> Result<Vec<(String, Sec
         _ => None,
     };
     Ok(engine::environment::read(values.into_iter().filter_map(text).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_a_name_or_one_that_was_uploaded() {
+        let uploaded = Path::new("/data/packages");
+        assert_eq!(package("einops==0.8", uploaded), Ok(Package::Named("einops==0.8".to_owned())));
+        let wheel = "/data/packages/0011223344556677/x.whl";
+        assert_eq!(package(wheel, uploaded), Ok(Package::Local(wheel.into())));
+        for outside in
+            ["/etc/shadow", "/data/packages", "/data/packages/", "/data/packages/../node.json", "/data/packagesx/y"]
+        {
+            assert_eq!(
+                package(outside, uploaded).map_err(|failure| failure.code),
+                Err("bad_args".to_owned()),
+                "{outside}"
+            );
+        }
+    }
 }

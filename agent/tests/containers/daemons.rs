@@ -38,13 +38,45 @@ pub struct Bench {
 pub async fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
     for flavour in [Flavour::Docker, Flavour::Podman] {
-        benches.extend(bench(flavour).await);
+        benches.extend(find(flavour).await);
+    }
+    if benches.is_empty() {
+        skipped("there is no container runtime of the tests' own (make test, as root)");
     }
     benches
 }
 
 /// One of them, if it is there.
 pub async fn bench(flavour: Flavour) -> Option<Bench> {
+    let bench = find(flavour).await;
+    if bench.is_none() {
+        skipped(&format!("there is no {flavour} of the tests' own (make test, as root)"));
+    }
+    bench
+}
+
+/// Both of them, if they are there. That there is no Podman is told by the group podman.
+pub async fn both() -> Option<(Bench, Bench)> {
+    let docker = bench(Flavour::Docker).await?;
+    Some((docker, find(Flavour::Podman).await?))
+}
+
+/// Writes down that the calling test can not run, for the table of `make test`. Docker is what must be there where these
+/// tests are required.
+fn skipped(why: &str) {
+    let required = std::env::var("MUSTER_TEST_REQUIRE").unwrap_or_default();
+    assert!(
+        !required.split(',').any(|name| name.trim() == "containers"),
+        "the group containers is required here, but {why}"
+    );
+    if let Ok(path) = std::env::var("MUSTER_TEST_SKIPPED")
+        && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(path)
+    {
+        let _ = writeln!(file, "containers\t{why}");
+    }
+}
+
+async fn find(flavour: Flavour) -> Option<Bench> {
     let name = match flavour {
         Flavour::Docker => "MUSTER_TEST_DOCKER",
         Flavour::Podman => "MUSTER_TEST_PODMAN",
@@ -115,6 +147,8 @@ impl Bench {
             unit,
             engine: EngineKind::Sim,
             image: Some(self.image.clone()),
+            pull: true,
+            packages: Vec::new(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             environment: vec![("HF_TOKEN".to_owned(), SecretText::new(SECRET.to_owned()))],
             gpus: Vec::new(),

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::query_parameters::{RemoveImageOptions, TagImageOptions};
-use muster_agent::runtime::container::{Family, Flavour, Listen, merge};
+use muster_agent::runtime::container::{Family, Listen, merge};
 use muster_agent::runtime::{Runtime, RuntimeError};
 
-use crate::daemons::{Bench, answers, bench, benches, build, started, unit};
+use crate::daemons::{Bench, answers, benches, both, build, started, unit};
 
 /// An image that only this run of a test has.
 async fn own_image(bench: &Bench, name: &str) {
@@ -23,7 +23,7 @@ async fn own_image(bench: &Bench, name: &str) {
 
 #[tokio::test]
 async fn an_image_that_only_the_other_runtime_has_is_copied_and_is_the_same_one() {
-    let (Some(docker), Some(podman)) = (bench(Flavour::Docker).await, bench(Flavour::Podman).await) else { return };
+    let Some((docker, podman)) = both().await else { return };
     for (from, to) in [(&docker, &podman), (&podman, &docker)] {
         let name = format!("copied/{}:v1", from.owner.fleet);
         let family = Family::new([name.trim_end_matches(":v1")]);

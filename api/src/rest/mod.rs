@@ -9,6 +9,7 @@ mod credentials;
 mod deployments;
 mod files;
 mod health;
+mod machines;
 mod models;
 mod nodes;
 mod settings;
@@ -115,6 +116,7 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
         .merge(models::router())
         .merge(nodes::router())
         .merge(files::router())
+        .merge(machines::router())
         .merge(settings::router())
         .merge(cluster::router())
         .merge(credentials::router())

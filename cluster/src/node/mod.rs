@@ -187,6 +187,7 @@ pub struct Node {
     gate: Gate,
     gossip: Gossip,
     facts: watch::Sender<Facts>,
+    told: watch::Sender<NodeFacts>,
     /// Why the fleet needs this node no more.
     superseded: watch::Receiver<Option<String>>,
     stop: CancellationToken,
@@ -305,7 +306,8 @@ impl Node {
         let hand_over: Arc<dyn Duty> = Arc::new(HandOver);
         let duties = options.duties.into_iter().chain([hand_over]).collect();
         tasks.spawn(lead(Arc::clone(&consensus), clocks.clone(), duties, stop.clone()));
-        let report = report(Arc::clone(&consensus), identity.clone(), options.facts);
+        let (told, to_tell) = watch::channel(options.facts);
+        let report = report(Arc::clone(&consensus), identity.clone(), to_tell);
         tasks.spawn(until(stop.clone(), report));
         tasks.spawn(until(stop.clone(), tell_progress(Arc::clone(&consensus), facts.clone())));
         let askers = Mutex::new(Some(askers));
@@ -319,6 +321,7 @@ impl Node {
             gate,
             gossip,
             facts,
+            told,
             superseded,
             stop,
             tasks,
@@ -371,6 +374,12 @@ impl Node {
     #[must_use]
     pub fn gossip(&self) -> &Gossip {
         &self.gossip
+    }
+
+    /// What the fleet is told of this node. Whoever changes it has the fleet told.
+    #[must_use]
+    pub fn told(&self) -> &watch::Sender<NodeFacts> {
+        &self.told
     }
 
     /// Tells the others that it takes no new work and is about to go.
@@ -545,24 +554,28 @@ async fn tell_progress(consensus: Arc<Consensus>, facts: watch::Sender<Facts>) {
     }
 }
 
-/// Tells the fleet what this node is.
+/// Tells the fleet what this node is, and again whenever that changes.
 ///
 /// It is told at every start: of a process that has never written anything nobody could say whether a write that it wants to
-/// repeat is its first, or one that is too old to be remembered. And it is told again when an operator has had the node forgotten.
-async fn report(consensus: Arc<Consensus>, identity: Identity, facts: NodeFacts) {
+/// repeat is its first, or one that is too old to be remembered.
+async fn report(consensus: Arc<Consensus>, identity: Identity, mut to_tell: watch::Receiver<NodeFacts>) {
     let mut told = false;
     let mut changes = consensus.published().changes(consensus.published().with(View::index));
     loop {
+        let facts = to_tell.borrow_and_update().clone();
         match consensus.local().node(identity.node) {
             Ok(Some(Stored { row, .. }))
                 if told && row.facts.as_ref() == Some(&facts) && !NodePolicy::of(&row).is_forgotten() =>
             {
-                of_tables(&mut changes, &[<crate::rows::Node as Row>::TABLE]).await;
+                tokio::select! {
+                    () = of_tables(&mut changes, &[<crate::rows::Node as Row>::TABLE]) => {}
+                    changed = to_tell.changed() => if changed.is_err() { return },
+                }
                 continue;
             }
             Ok(Some(_)) => {
                 let origin = Origin { principal: format!("node:{}", identity.node), ..Origin::default() };
-                let body = Body::ReportNode(ReportNode { id: identity.node.0, facts: Some(facts.clone()) });
+                let body = Body::ReportNode(ReportNode { id: identity.node.0, facts: Some(facts) });
                 match consensus.propose(origin, body).await {
                     Ok(_) => told = true,
                     Err(error) => tracing::debug!(%error, "the fleet has not been told yet what this node is"),

@@ -183,6 +183,14 @@ async fn a_founded_node_leads_writes_reads_and_is_the_same_after_a_restart() {
     })
     .await;
     propose(&node, set_port(8002)).await;
+    // What changes while it runs is told as well.
+    let runtimes = vec!["docker".to_owned()];
+    node.told().send_modify(|told| told.runtimes.clone_from(&runtimes));
+    shown(&node, "another report", |view| {
+        let known = view.node(NodeId(1)).expect("readable").expect("is there").row;
+        known.facts.is_some_and(|facts| facts.runtimes == runtimes && facts.name == "renamed").then_some(())
+    })
+    .await;
     node.shutdown().await.expect("stops");
 }
 

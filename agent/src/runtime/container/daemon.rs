@@ -113,7 +113,10 @@ impl Daemon {
     }
 
     /// Whether it answers now; what is remembered is not asked.
-    pub(super) async fn ping(&self) -> Result<(), RuntimeError> {
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), RuntimeError> {
         let client = self.client().await?;
         let answer = within(PROBE, client.docker.ping()).await;
         answer.map(|_| ()).map_err(|error| {

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::call::CallError;
 use super::create::{Surroundings, body, without_secrets};
 use super::daemon::Client;
-use super::images::{self, Reference};
+use super::images::{self, Ensured, Reference};
 use super::place::Listen;
 use super::{ContainerRuntime, ask, gpu, labels, network, units};
 use crate::runtime::{Endpoint, Launch, Launched, Progress, RuntimeError, UnitState};
@@ -30,7 +30,7 @@ impl ContainerRuntime {
         if let Some(launched) = self.running(&client, &launch, &reference).await? {
             return Ok(launched);
         }
-        let ensured = images::ensure(&client, self.other.as_deref(), &reference, &progress).await?;
+        let ensured = self.image(&client, &launch, &reference, &progress).await?;
         if let Some(note) = &ensured.note {
             warn!(unit = %launch.unit, note, "a unit starts with an image that may not be the newest");
         }
@@ -58,6 +58,29 @@ impl ContainerRuntime {
         let endpoint = self.endpoint(&client, &id, &launch).await?;
         info!(%unit, container = id, "a container has been started");
         Ok(Launched { endpoint, image_digest: ensured.digest })
+    }
+
+    /// The image that a unit is made from: the one that was asked for, or that one with packages on top.
+    async fn image(
+        &self,
+        client: &Client,
+        launch: &Launch,
+        base: &Reference,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Ensured, RuntimeError> {
+        let other = self.other.as_deref();
+        let ensured = if launch.pull {
+            images::ensure(client, other, base, progress).await?
+        } else {
+            images::ensure_local(client, other, base, progress).await?
+        };
+        if launch.packages.is_empty() {
+            return Ok(ensured);
+        }
+        let name = images::derived_name(images::LOCAL_REPOSITORY, base, &launch.packages);
+        let name = name.map_err(RuntimeError::Unsuitable)?;
+        let built = images::build(client, &name, base, &launch.packages, progress).await?;
+        Ok(Ensured { note: ensured.note, ..built })
     }
 
     /// What is there of this unit already: it runs as it should, or it is removed.

@@ -23,6 +23,8 @@ pub(super) fn launch(unit: UnitId, image: &str) -> Launch {
         unit,
         engine: EngineKind::Sim,
         image: Some(image.to_owned()),
+        pull: true,
+        packages: Vec::new(),
         arguments: vec!["--model".to_owned(), "org/m".to_owned()],
         environment: vec![("HF_TOKEN".to_owned(), SecretText::new(SECRET.to_owned()))],
         gpus: Vec::new(),

@@ -36,6 +36,23 @@ pub(in super::super) struct Ensured {
     pub(in super::super) note: Option<String>,
 }
 
+/// Gets an image that is on the machine. No registry is asked for it.
+pub(in super::super) async fn ensure_local(
+    client: &Client,
+    other: Option<&Daemon>,
+    reference: &Reference,
+    progress: &watch::Sender<Progress>,
+) -> Result<Ensured, RuntimeError> {
+    match local(client, reference).await? {
+        Some(ensured) => Ok(ensured),
+        None if copied(client, other, reference, progress).await => got(client, reference, None).await,
+        None => Err(RuntimeError::NoImage {
+            image: reference.to_string(),
+            why: "no registry is asked for it: it has to be built on this node".to_owned(),
+        }),
+    }
+}
+
 /// Gets an image. A name that moves is pulled each time, and where that fails an older one has to do.
 pub(in super::super) async fn ensure(
     client: &Client,
@@ -152,7 +169,7 @@ fn refused(client: &Client, reference: &Reference, error: CallError) -> RuntimeE
     match error {
         CallError::Unreachable(_) => client.failed(error),
         _ if error.is_missing() || NO_SUCH_IMAGE.iter().any(|words| why.contains(words)) => {
-            RuntimeError::Unsuitable(format!("there is no image {reference} to be had: {why}"))
+            RuntimeError::NoImage { image: reference.to_string(), why }
         }
         _ => RuntimeError::Image { image: reference.to_string(), why },
     }

@@ -14,7 +14,7 @@ pub use housekeeping::{Deleted, Deletion, Family, HeldImage, LayerIdentity, Merg
 pub use reference::Reference;
 
 pub(super) use derived::build;
-pub(super) use ensure::{Ensured, ensure};
+pub(super) use ensure::{Ensured, ensure, ensure_local};
 pub(super) use housekeeping::{delete, held, prune};
 use reference::plain_repository;
 

@@ -46,23 +46,6 @@ impl Reference {
         Ok(Self { repository: repository.to_owned(), version })
     }
 
-    /// The image of a version of vLLM: what the API calls a version is not quite a tag. `latest` is the newest release, if it
-    /// is known, for where no version is named.
-    ///
-    /// # Errors
-    /// In words.
-    pub fn of_version(repository: &str, version: &str, latest: Option<&str>) -> Result<Self, String> {
-        let is_commit = version.len() == 40 && version.chars().all(|c| c.is_ascii_hexdigit());
-        let is_release = version.starts_with(|c: char| c.is_ascii_digit()) && version.contains('.');
-        let tag = match version.trim() {
-            "" => latest.map_or_else(|| DEFAULT_TAG.to_owned(), |latest| format!("v{latest}")),
-            commit if is_commit => format!("nightly-{commit}"),
-            release if is_release => format!("v{release}"),
-            literal => literal.to_owned(),
-        };
-        Self::parse(&format!("{repository}:{tag}"))
-    }
-
     /// The repository, with its registry where the name has one.
     #[must_use]
     pub fn repository(&self) -> &str {
@@ -81,7 +64,7 @@ impl Reference {
     /// Whether another image may have that name tomorrow, as the makers of vLLM name theirs.
     #[must_use]
     pub fn moves(&self) -> bool {
-        matches!(self.tag(), Some("latest" | "nightly"))
+        self.tag().is_some_and(crate::engine::image::moves)
     }
 
     /// What `create` calls the tag: a digest goes there too.
@@ -185,31 +168,10 @@ mod tests {
         }
     }
 
-    /// B12.
-    #[test]
-    fn a_version_of_vllm_is_a_tag() {
-        let commit = "0123456789".repeat(4);
-        let nightly = format!("nightly-{commit}");
-        for (version, latest, tag) in [
-            ("", Some("0.8.5"), "v0.8.5"),
-            ("", None, "latest"),
-            ("0.8.5", None, "v0.8.5"),
-            ("0.9.0rc1", None, "v0.9.0rc1"),
-            ("nightly", None, "nightly"),
-            (commit.as_str(), None, nightly.as_str()),
-            ("v0.8.5", None, "v0.8.5"),
-            ("cu128-x", None, "cu128-x"),
-        ] {
-            let image = Reference::of_version("vllm/vllm-openai", version, latest).expect("a name");
-            assert_eq!(image.tag(), Some(tag), "{version:?}");
-        }
-        assert!(Reference::of_version("vllm/vllm-openai", "a b", None).is_err());
-    }
-
     #[test]
     fn only_latest_and_nightly_move() {
         let moves = |name: &str| Reference::parse(name).expect("a name").moves();
-        assert!(moves("x") && moves("x:latest") && moves("x:nightly"));
+        assert!(moves("x") && moves("x:latest") && moves("x:nightly") && moves("x:nightly-aarch64"));
         assert!(!moves("x:v1") && !moves(&format!("x:nightly-{}", "a".repeat(40))));
         assert!(!moves(&format!("x@sha256:{}", "a".repeat(64))));
     }

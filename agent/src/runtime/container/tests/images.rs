@@ -71,7 +71,7 @@ async fn an_image_that_no_registry_has_is_not_worth_another_try() {
         let reference = Reference::parse(IMAGE).expect("a name");
         let sender = watch::Sender::new(Progress::default());
         let error = ensure(&client, None, &reference, &sender).await.expect_err("no image");
-        assert_eq!(matches!(error, RuntimeError::Unsuitable(_)), final_word, "{error}");
+        assert_eq!(matches!(error, RuntimeError::NoImage { .. }), final_word, "{error}");
         assert_eq!(matches!(error, RuntimeError::Image { .. }), !final_word, "{error}");
     }
 }

@@ -82,6 +82,8 @@ fn order(unit: UnitId, script: &str) -> Launch {
         unit,
         engine: EngineKind::Sim,
         image: None,
+        pull: true,
+        packages: Vec::new(),
         arguments: vec![script.to_owned()],
         environment: Vec::new(),
         gpus: Vec::new(),
