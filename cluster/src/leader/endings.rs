@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::retention::{Wait, say, time};
 use super::{Duty, Leader};
@@ -12,6 +13,9 @@ use crate::state::{Damaged, View};
 
 /// How often it looks where the fleet has not set it, in seconds (`expiry_check_interval_seconds`, seed 004).
 const PERIOD: u64 = 30;
+
+/// The shortest that it can be set to.
+const SHORTEST: Duration = Duration::from_secs(5);
 
 /// Ends deployments whose time is over.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,11 +46,23 @@ impl Duty for Endings {
                 if let Err(error) = outcome {
                     tracing::warn!(error, "deployments whose time is over go on for now");
                 }
-                let set = leader.consensus().local().settings().ok();
-                let period = set.and_then(|(settings, _)| settings.expiry_check_interval_seconds);
-                tokio::time::sleep(Duration::from_secs(period.unwrap_or(PERIOD))).await;
+                rest(&leader).await;
             }
         })
+    }
+}
+
+/// Waits until it is time to look again. A period that is made shorter holds for the one that has begun.
+async fn rest(leader: &Leader) {
+    let begun = Instant::now();
+    loop {
+        let set = leader.consensus().local().settings().ok();
+        let period = set.and_then(|(settings, _)| settings.expiry_check_interval_seconds);
+        let left = Duration::from_secs(period.unwrap_or(PERIOD)).saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(SHORTEST)).await;
     }
 }
 
