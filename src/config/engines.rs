@@ -77,7 +77,7 @@ impl Values {
         let user = user.map(|user| user.parse().map_or_else(|_| UserName::Name(user.to_owned()), UserName::Uid));
         HostOptions {
             directory: self.data_dir.clone(),
-            gpus: self.gpus.clone(),
+            gpus: self.gpus,
             programs,
             user,
             ports: self.ports.0.clone(),
