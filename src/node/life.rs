@@ -33,6 +33,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// How long a successor looks for the leader before it serves without one.
 const LEADER_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long clients may wait for the engines that ran before to be found again.
+const ENGINES_LIMIT: Duration = Duration::from_secs(3);
+
 /// How long a process waits for a failed successor to let go of the data.
 const TAKE_BACK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -136,6 +139,9 @@ impl Life {
             if reception.is_none() {
                 find_leader(&node).await;
             }
+            let mut supervision = self.host.supervise(&node);
+            // Clients that wait would be told that a model is being loaded which runs.
+            supervision.found(ENGINES_LIMIT).await;
             self.phase.send_replace(Phase::Member(Member::of(&node, &self.host)));
             let now = match reception.take() {
                 Some(reception) => Ok(reception),
@@ -144,6 +150,7 @@ impl Life {
             let mut now = match now.and_then(|reception| self.own_files().map(|()| reception)) {
                 Ok(reception) => reception,
                 Err(failure) => {
+                    supervision.end().await;
                     let closed = node.shutdown().await.map_err(failed);
                     if let Some(promise) = promise {
                         promise.break_off(&failure.to_string()).await;
@@ -158,7 +165,6 @@ impl Life {
                 promise.keep().await;
             }
             tracing::info!(node = %node.identity().node, fleet = %node.identity().fleet, "serving");
-            let supervision = self.host.supervise(&node);
             match self.serve(node, now, supervision).await {
                 End::Done(outcome) => return outcome,
                 End::TakeBack => (taken_back, again) = (true, false),

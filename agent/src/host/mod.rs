@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use muster_cluster::node::Node;
 use muster_cluster::rows::{GpuFact, NodeFacts};
 use muster_cluster::transport::Services;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -111,7 +113,8 @@ impl Host {
         let identity = node.identity();
         let owner = Owner { fleet: identity.fleet, generation: identity.generation, node: identity.node };
         let mut runtimes: BTreeMap<RuntimeKind, Arc<dyn Runtime>> = BTreeMap::new();
-        if !self.options.programs.is_empty() {
+        // What an earlier configuration has started can run without its program being named any more.
+        if !self.options.programs.is_empty() || ProcessRuntime::was_used(&self.options.directory) {
             let HostOptions { directory, programs, user, .. } = self.options.clone();
             let runtime = ProcessRuntime::new(owner, ProcessOptions { directory, programs, user });
             runtimes.insert(RuntimeKind::Process, Arc::new(runtime));
@@ -128,8 +131,9 @@ impl Host {
             observed: Arc::clone(&self.observed),
         };
         let stop = CancellationToken::new();
-        let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone()));
-        Supervision { stop, supervising }
+        let (sought, found) = mpsc::channel(1);
+        let supervising = tokio::spawn(supervise(Arc::new(tools), stop.clone(), sought));
+        Supervision { stop, supervising, found }
     }
 }
 
@@ -138,9 +142,18 @@ impl Host {
 pub struct Supervision {
     stop: CancellationToken,
     supervising: JoinHandle<()>,
+    found: mpsc::Receiver<()>,
 }
 
 impl Supervision {
+    /// Waits until the engines that took requests when the node ended take them again, or it is known that they do not; at most
+    /// so long.
+    pub async fn found(&mut self, limit: Duration) {
+        if tokio::time::timeout(limit, self.found.recv()).await.is_err() {
+            tracing::info!("not all engines that ran before have been found yet");
+        }
+    }
+
     /// Ends it. Engines go on, and so do requests to them.
     pub async fn end(self) {
         self.stop.cancel();

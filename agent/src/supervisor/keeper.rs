@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::order::{Order, failure};
 use super::reporter::Reporter;
-use super::{PAUSE, Tools, Wish};
+use super::{PAUSE, Sought, Tools, Wish};
 use crate::engine::health::{Change, Health, Monitor, Patience, Probe};
 use crate::engine::metrics::UsageMeter;
 use crate::engine::restarts::{Next, Restarts, given_up};
@@ -31,6 +31,9 @@ const SAMPLE: Duration = Duration::from_secs(5);
 /// How long a wait for a runtime that does not answer becomes at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long it may take to read what an engine has said before it ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// How many lines of an engine wait to be looked at.
 const LINES: usize = 256;
 
@@ -43,8 +46,9 @@ struct Over {
     hopeless: bool,
 }
 
-/// Keeps a placement until it has ended, or is no longer this keeper's.
-pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Receiver<Wish>) {
+/// Keeps a placement until it has ended, or is no longer this keeper's. What is `sought` is let go of once it is known whether
+/// there is an engine that takes requests.
+pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Receiver<Wish>, mut sought: Option<Sought>) {
     let order = Order::read(&tools, &tools.consensus.local(), unit);
     let order = match order {
         Ok(order) => order,
@@ -62,9 +66,10 @@ pub(super) async fn keep(tools: Arc<Tools>, unit: UnitId, mut wish: watch::Recei
         let over = tokio::select! {
             biased;
             other = another(&mut wish) => return keeper.part(other, reporter).await,
-            over = keeper.live(&reporter, &mut restarts) => over,
+            over = keeper.live(&reporter, &mut restarts, &mut sought) => over,
         };
         tools.serving.close(unit);
+        sought = None;
         tracing::warn!(%unit, code = over.failure.code, why = over.failure.message, "an engine has ended");
         let next = if over.hopeless { None } else { Some(restarts.ended(over.ready_for, limit)) };
         let wait = match next {
@@ -177,23 +182,26 @@ impl Keeper<'_> {
     }
 
     /// One life of the engine: found or launched, and watched until it is over.
-    async fn live(&self, reporter: &Reporter, restarts: &mut Restarts) -> Over {
+    async fn live(&self, reporter: &Reporter, restarts: &mut Restarts, sought: &mut Option<Sought>) -> Over {
         let endpoint = match self.find().await {
             Some(Found { state: UnitState::Running(endpoint), image_digest, .. }) => {
                 tracing::info!(unit = %self.unit, "found its engine running");
                 let digest = image_digest.unwrap_or_default();
-                return self.watch(endpoint, digest, true, reporter, restarts).await;
+                return self.watch(endpoint, digest, true, reporter, restarts, sought).await;
             }
             Some(Found { state: UnitState::Ended(exit), .. }) => {
                 let mut monitor = Monitor::new(self.order.engine, Patience::default(), Instant::now());
                 return over("exited", monitor.ended(exit).to_string());
             }
-            None => match self.launch().await {
-                Ok(launched) => launched,
-                Err(over) => return over,
-            },
+            None => {
+                *sought = None;
+                match self.launch().await {
+                    Ok(launched) => launched,
+                    Err(over) => return over,
+                }
+            }
         };
-        self.watch(endpoint.0, endpoint.1, false, reporter, restarts).await
+        self.watch(endpoint.0, endpoint.1, false, reporter, restarts, sought).await
     }
 
     /// The unit, if it is on the machine. A runtime that does not answer is asked again: it may hold the unit.
@@ -215,7 +223,7 @@ impl Keeper<'_> {
     async fn launch(&self) -> Result<(Endpoint, String), Over> {
         self.say("starting");
         let place = self.runtime.place(self.unit).await.map_err(|error| not_launched(&error))?;
-        let launch = self.order.launch(self.unit, &place.inside);
+        let launch = self.order.launch(self.tools, self.unit, &place.inside);
         let launch = launch.map_err(|failure| Over { failure, ready_for: None, hopeless: true })?;
         let (progress, mut told) = watch::channel(Progress::default());
         let mut launching = std::pin::pin!(self.runtime.launch(launch, progress));
@@ -236,7 +244,7 @@ impl Keeper<'_> {
         }
     }
 
-    /// Watches an engine until it is over.
+    /// Watches an engine until it is over. One that was found is adopted.
     async fn watch(
         &self,
         endpoint: Endpoint,
@@ -244,6 +252,7 @@ impl Keeper<'_> {
         adopted: bool,
         reporter: &Reporter,
         restarts: &mut Restarts,
+        sought: &mut Option<Sought>,
     ) -> Over {
         self.say("loading");
         // One that was found may be running already, for the fleet too.
@@ -258,14 +267,26 @@ impl Keeper<'_> {
         let mut ending = std::pin::pin!(self.exit());
         let mut probing = std::pin::pin!(self.probe(Duration::ZERO, &endpoint));
         let mut sampling = std::pin::pin!(self.sample(&endpoint));
-        let mut first = adopted;
+        let (mut first, mut said_all) = (adopted, false);
         loop {
             tokio::select! {
                 exit = &mut ending => {
                     let ready_for = monitor.ready_for(Instant::now());
-                    // What it has said last says why.
-                    while let Ok(line) = lines.try_recv() {
-                        monitor.line(&line.text);
+                    // What it has said last says why, and may not have been read yet.
+                    let rest = async {
+                        loop {
+                            tokio::select! {
+                                biased;
+                                line = lines.recv() => match line {
+                                    Some(line) => monitor.line(&line.text),
+                                    None => return,
+                                },
+                                () = &mut following, if !said_all => said_all = true,
+                            }
+                        }
+                    };
+                    if tokio::time::timeout(LAST_WORDS, rest).await.is_err() {
+                        tracing::debug!(unit = %self.unit, "what an engine has said last is not known");
                     }
                     let ended = monitor.ended(exit);
                     let code = ended.class.map_or("exited", |class| class.name());
@@ -295,6 +316,7 @@ impl Keeper<'_> {
                         Some(Change::Recovered) | None => {}
                     }
                     // It is not ready at once: for the fleet it is being loaded.
+                    *sought = None;
                     if std::mem::take(&mut first) && monitor.health() != Health::Running {
                         reporter.tell(loading.clone());
                     }
@@ -306,7 +328,7 @@ impl Keeper<'_> {
                     probing.set(self.probe(pause, &endpoint));
                 }
                 () = &mut sampling => {}
-                () = &mut following => {}
+                () = &mut following, if !said_all => said_all = true,
             }
         }
     }
@@ -331,13 +353,14 @@ impl Keeper<'_> {
         }
     }
 
-    /// Hands on what the engine says. It never returns.
+    /// Hands on what the engine says, until it has ended and has said all.
     async fn follow(&self, lines: mpsc::Sender<Line>) {
         let mut since = None;
         loop {
             let begun = std::time::SystemTime::now();
-            if let Err(error) = self.runtime.follow(self.unit, since, lines.clone()).await {
-                tracing::debug!(unit = %self.unit, %error, "what an engine says can not be read");
+            match self.runtime.follow(self.unit, since, lines.clone()).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(unit = %self.unit, %error, "what an engine says can not be read"),
             }
             since = Some(begun);
             tokio::time::sleep(PAUSE).await;

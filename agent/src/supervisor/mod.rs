@@ -20,7 +20,7 @@ use muster_cluster::ids::{NodeId, PlacementId};
 use muster_cluster::rows::{Deployment, DeploymentStatus, Placement, Reservation};
 use muster_cluster::sealing::Keyring;
 use muster_cluster::state::{Damaged, Row, View};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +79,9 @@ pub(crate) enum Wish {
     Leave,
 }
 
+/// Held while it is not known yet whether the engine of a placement that ran before is still there.
+pub(crate) type Sought = mpsc::Sender<()>;
+
 struct Keeper {
     unit: UnitId,
     wish: watch::Sender<Wish>,
@@ -92,7 +95,7 @@ struct Supervisor {
 
 impl Supervisor {
     /// Gives every placement of this node its keeper, and every keeper its wish.
-    fn reconcile(&mut self, view: &View) -> Result<(), Damaged> {
+    fn reconcile(&mut self, view: &View, sought: Option<&Sought>) -> Result<(), Damaged> {
         let mut here = HashSet::new();
         for held in view.held_on(self.tools.node)? {
             let unit = UnitId { placement: held.placement, epoch: held.epoch };
@@ -102,7 +105,10 @@ impl Supervisor {
             match self.keepers.get(&held.placement) {
                 Some(keeper) if keeper.unit == unit => tell(keeper, wish),
                 Some(keeper) => tell(keeper, Wish::GoAway),
-                None => self.begin(unit, wish),
+                None => {
+                    let sought = sought.filter(|_| status == Some(DeploymentStatus::Running));
+                    self.begin(unit, wish, sought.cloned());
+                }
             }
         }
         for (placement, keeper) in self.keepers.iter().filter(|(placement, _)| !here.contains(placement)) {
@@ -112,11 +118,11 @@ impl Supervisor {
         Ok(())
     }
 
-    fn begin(&mut self, unit: UnitId, wish: Wish) {
+    fn begin(&mut self, unit: UnitId, wish: Wish, sought: Option<Sought>) {
         let (wish, told) = watch::channel(wish);
         let tools = Arc::clone(&self.tools);
         self.tasks.spawn(async move {
-            keeper::keep(tools, unit, told).await;
+            keeper::keep(tools, unit, told, sought).await;
             unit.placement
         });
         self.keepers.insert(unit.placement, Keeper { unit, wish });
@@ -142,15 +148,17 @@ fn tell(keeper: &Keeper, wish: Wish) {
     keeper.wish.send_if_modified(|told| std::mem::replace(told, wish) != wish);
 }
 
-/// Supervises until it is told to stop. No engine is ended by that.
-pub(crate) async fn supervise(tools: Arc<Tools>, stop: CancellationToken) {
+/// Supervises until it is told to stop. No engine is ended by that. What is `sought` is let go of when every engine that took
+/// requests before has been looked for.
+pub(crate) async fn supervise(tools: Arc<Tools>, stop: CancellationToken, sought: Sought) {
+    let mut sought = Some(sought);
     let published = Arc::clone(tools.consensus.published());
     let strays = strays::look(Arc::clone(&tools));
     let mut strays = std::pin::pin!(strays);
     let mut supervisor = Supervisor { tools, keepers: HashMap::new(), tasks: JoinSet::new() };
     let mut changes = published.changes(published.view().index());
     loop {
-        if let Err(damaged) = supervisor.reconcile(&published.view()) {
+        if let Err(damaged) = supervisor.reconcile(&published.view(), sought.take().as_ref()) {
             tracing::error!(%damaged, "what shall run here can not be read");
         }
         tokio::select! {

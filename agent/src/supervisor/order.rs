@@ -1,6 +1,6 @@
 //! What a unit is made of, by what has been committed for it.
 
-use muster_cluster::rows::{DeploymentSpec, Failure, Seat};
+use muster_cluster::rows::{Deployment, DeploymentSpec, Failure, Seat};
 use muster_cluster::sealing::SecretText;
 use muster_cluster::state::{View, environment_name};
 use serde_json::{Map, Value};
@@ -8,17 +8,15 @@ use sha2::{Digest, Sha256};
 
 use super::Tools;
 use crate::engine::{self, Engine, command};
-use crate::runtime::{Endpoint, GpuRef, Launch, RuntimeKind, UnitId};
+use crate::runtime::{Endpoint, Launch, RuntimeKind, UnitId};
 
-/// What is the same in every life of a placement.
+/// What is the same in every life of a placement, and is known of an engine that runs whatever has become of the node.
 pub(super) struct Order {
     pub engine: &'static dyn Engine,
     pub runtime: RuntimeKind,
     pub spec: DeploymentSpec,
     pub served_name: String,
     pub seat: Seat,
-    environment: Vec<(String, SecretText)>,
-    gpus: Vec<GpuRef>,
 }
 
 /// A failure that is nobody's log's.
@@ -30,15 +28,25 @@ fn unsuitable(message: impl Into<String>) -> Failure {
     failure("unsuitable", message)
 }
 
+fn broken(error: muster_cluster::state::Damaged) -> Failure {
+    failure("internal", error.to_string())
+}
+
+fn missing() -> Failure {
+    failure("internal", "its record is gone")
+}
+
+fn deployment(view: &View, unit: UnitId) -> Result<Deployment, Failure> {
+    Ok(view.deployment(unit.placement.deployment).map_err(broken)?.ok_or_else(missing)?.row)
+}
+
 impl Order {
     /// Reads it.
     ///
     /// # Errors
-    /// Why it can not be started on this node, now or ever.
+    /// Why nothing of it can be on this node.
     pub fn read(tools: &Tools, view: &View, unit: UnitId) -> Result<Self, Failure> {
-        let broken = |error: muster_cluster::state::Damaged| failure("internal", error.to_string());
-        let missing = || failure("internal", "its record is gone");
-        let deployment = view.deployment(unit.placement.deployment).map_err(broken)?.ok_or_else(missing)?.row;
+        let deployment = deployment(view, unit)?;
         let placement = view.placement(unit.placement).map_err(broken)?.ok_or_else(missing)?.row;
         let (spec, seat) = (deployment.spec.unwrap_or_default(), placement.seat.unwrap_or_default());
         let kinds = [RuntimeKind::Docker, RuntimeKind::Podman, RuntimeKind::Process];
@@ -47,30 +55,31 @@ impl Order {
         if !tools.runtimes.contains_key(&runtime) {
             return Err(unsuitable(format!("{runtime} is not available on this node")));
         }
-        let gpu = |index: &u32| {
-            let found = tools.gpus.iter().find(|gpu| gpu.index == *index).cloned();
-            found.ok_or_else(|| unsuitable(format!("this node has no GPU {index} any more")))
-        };
-        let gpus = seat.gpu_ids.iter().map(gpu).collect::<Result<_, _>>()?;
-        let environment = match &deployment.environment {
-            Some(sealed) => environment(tools, view, &sealed.id)?,
-            None => Vec::new(),
-        };
         let served_name = command::served_name(&spec);
-        Ok(Self { engine: engine::of(engine::kind_of(&spec)), runtime, spec, served_name, seat, environment, gpus })
+        Ok(Self { engine: engine::of(engine::kind_of(&spec)), runtime, spec, served_name, seat })
     }
 
     /// What is launched, once it is known where it shall listen.
     ///
     /// # Errors
-    /// Why it makes no command line.
-    pub fn launch(&self, unit: UnitId, listen: &Endpoint) -> Result<Launch, Failure> {
+    /// Why it can not be: it makes no command line, or the node does not have what it needs.
+    pub fn launch(&self, tools: &Tools, unit: UnitId, listen: &Endpoint) -> Result<Launch, Failure> {
+        let gpu = |index: &u32| {
+            let found = tools.gpus.iter().find(|gpu| gpu.index == *index).cloned();
+            found.ok_or_else(|| unsuitable(format!("this node has no GPU {index} any more")))
+        };
+        let gpus = self.seat.gpu_ids.iter().map(gpu).collect::<Result<_, _>>()?;
+        let view = tools.consensus.local();
+        let environment = match &deployment(&view, unit)?.environment {
+            Some(sealed) => environment(tools, &view, &sealed.id)?,
+            None => Vec::new(),
+        };
         let order = command::Order {
             spec: &self.spec,
             served_name: &self.served_name,
             listen,
             warm: self.seat.warm,
-            environment: self.environment.clone(),
+            environment,
             cache: None,
             memory: None,
         };
@@ -92,7 +101,7 @@ impl Order {
             image,
             arguments: made.arguments,
             environment: made.environment,
-            gpus: self.gpus.clone(),
+            gpus,
             ranks: self.spec.tensor_parallel_size.unwrap_or(1),
             mounts: Vec::new(),
             spec_hash: data_encoding::HEXLOWER.encode(&hasher.finalize()),

@@ -54,6 +54,11 @@ impl Units {
         Self { root: data.join("units"), gate: Mutex::new(()) }
     }
 
+    /// Whether there has ever been a unit.
+    pub(super) fn exist(&self) -> bool {
+        self.root.is_dir()
+    }
+
     /// The unit's directory, whether it is there or not.
     pub(super) fn of(&self, unit: UnitId) -> PathBuf {
         let UnitId { placement, epoch } = unit;

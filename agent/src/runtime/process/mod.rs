@@ -18,6 +18,7 @@ mod spawn;
 mod tests;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -57,6 +58,12 @@ impl ProcessRuntime {
     #[must_use]
     pub fn new(owner: Owner, options: ProcessOptions) -> Self {
         Self { life: Arc::new(Life::new(owner, options)) }
+    }
+
+    /// Whether engines have ever run as processes of the node with this data directory.
+    #[must_use]
+    pub fn was_used(directory: &Path) -> bool {
+        directory::Units::new(directory).exist()
     }
 
     /// Runs a step that blocks. It is finished even if nobody waits for it any more.
