@@ -153,6 +153,7 @@ pub(super) fn told(view: &View, access: &Access) -> Result<String, GatewayError>
         let one = stored.row;
         if access.allows(DeploymentId(one.id)) && runs(&one) {
             names.extend(one.names.iter().map(|name| name.name.clone()));
+            names.insert(model_name(&one).to_owned());
         }
         if names.len() > TOLD {
             break;

@@ -102,6 +102,8 @@ fn unreachable(target: &Target, error: &OriginError) -> GatewayError {
     tracing::debug!(model = target.name, address = ?target.origin.address(), ?error, "a provider was not reached");
     let (name, why) = (target.name.clone(), error.to_string());
     match target.deployment {
+        // An engine of this machine that does not listen has ended, and is started again.
+        Some(_) if !target.is_node && matches!(error, OriginError::Connect(_)) => GatewayError::NotServed,
         Some(deployment) => GatewayError::NoReplica { name, deployment: deployment.0, why },
         None => GatewayError::Unreachable { model: name, why },
     }
