@@ -386,6 +386,12 @@ impl Node {
         Self { process: home.start(command), endpoint: String::new() }
     }
 
+    /// What this process is that serves at the same address.
+    #[must_use]
+    pub fn successor(&self, process: Process) -> Self {
+        Self { process, endpoint: self.endpoint.clone() }
+    }
+
     /// Starts a node that may end by itself: waits until it is ready, or returns how it ended and what it said.
     ///
     /// # Errors

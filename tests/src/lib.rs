@@ -5,6 +5,7 @@
 pub mod api;
 pub mod clock;
 pub mod disk;
+pub mod engines;
 pub mod fleet;
 pub mod groups;
 pub mod history;

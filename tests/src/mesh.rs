@@ -169,11 +169,20 @@ impl Mesh {
     /// Three nodes in networks of their own, all of them voters.
     #[must_use]
     pub fn in_networks() -> Self {
+        Self::in_networks_with(&[])
+    }
+
+    /// The same with these variables in the environment of each.
+    #[must_use]
+    pub fn in_networks_with(variables: &[(&'static str, PathBuf)]) -> Self {
         let network = Network::new(3);
         // Made afterwards: what asks a node must be where the node can be reached.
-        let machines =
-            (0..3).map(|node| Machine::new(Network::api_address(node), Network::mesh_address(node))).collect();
-        Self::joined(machines, Some(network))
+        let machine = |node| {
+            let mut machine = Machine::new(Network::api_address(node), Network::mesh_address(node));
+            machine.variables = variables.to_vec();
+            machine
+        };
+        Self::joined((0..3).map(machine).collect(), Some(network))
     }
 
     fn joined(machines: Vec<Machine>, network: Option<Network>) -> Self {
@@ -283,6 +292,24 @@ impl Mesh {
         let before = home.log().len();
         let status = home.start(&mut self.command(index, &[])).wait(PATIENCE);
         (status, home.log()[before..].to_owned())
+    }
+
+    /// Has another process take the place of a node's, and returns the old one as soon as the new one serves.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn take_over(&mut self, index: usize) -> Node {
+        let mut command = self.command(index, &["--take-over"]);
+        let machine = &mut self.machines[index];
+        let before = machine.home.log().len();
+        let old = machine.node.take().expect("is running");
+        let mut successor = old.successor(machine.home.start(&mut command));
+        wait_for(PATIENCE, "the successor to serve", || {
+            assert!(successor.process().ended().is_none(), "the successor has ended");
+            machine.home.log()[before..].contains("the successor serves").then_some(())
+        });
+        machine.node = Some(successor);
+        old
     }
 
     /// Starts a node that does not run any more.
