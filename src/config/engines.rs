@@ -75,13 +75,7 @@ impl Values {
             .collect();
         let user = Some(self.engine_user.as_str()).filter(|user| !user.is_empty());
         let user = user.map(|user| user.parse().map_or_else(|_| UserName::Name(user.to_owned()), UserName::Uid));
-        HostOptions {
-            directory: self.data_dir.clone(),
-            gpus: self.gpus,
-            programs,
-            user,
-            ports: self.ports.0.clone(),
-        }
+        HostOptions { directory: self.data_dir.clone(), gpus: self.gpus, programs, user, ports: self.ports.0.clone() }
     }
 }
 

@@ -62,7 +62,7 @@ fn every_field_that_is_missing_or_wrong_is_named() {
         admin.post("/api/deployments/start", &wanted(&changes)).names(fields);
     }
     // What a form sends back unchanged does not matter.
-    start(&admin, &json!({"status": "stopped", "id": 9, "last_error": null}));
+    running(&admin, &json!({"status": "stopped", "id": 9, "last_error": null}));
     assert_eq!(admin.get("/api/deployments").expect(200).body.as_array().map(Vec::len), Some(1));
 }
 
