@@ -23,7 +23,7 @@ pub(crate) mod pb {
 }
 
 /// The protobuf messages of `proto/state.proto`: commands, answers and the rows of the replicated state.
-#[allow(missing_docs, clippy::pedantic)]
+#[allow(missing_docs, clippy::large_enum_variant, clippy::pedantic)]
 pub mod rows {
     include!(concat!(env!("OUT_DIR"), "/muster.state.v1.rs"));
 }

@@ -65,7 +65,8 @@ fn arguments(id: u32) -> Option<Vec<String>> {
     let mut line = fs::read(format!("/proc/{id}/cmdline")).ok()?;
     line.pop_if(|last| *last == 0);
     let mut words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-    let program = words.next().filter(|program| program.ends_with("muster-sim"));
+    // One that is just being started is still what makes its session.
+    let program = words.by_ref().take(2).find(|program| program.ends_with("muster-sim"));
     program.map(|_| words.collect())
 }
 

@@ -169,11 +169,20 @@ impl Mesh {
     /// Three nodes in networks of their own, all of them voters.
     #[must_use]
     pub fn in_networks() -> Self {
+        Self::in_networks_with(&[])
+    }
+
+    /// The same with these variables in the environment of each.
+    #[must_use]
+    pub fn in_networks_with(variables: &[(&'static str, PathBuf)]) -> Self {
         let network = Network::new(3);
         // Made afterwards: what asks a node must be where the node can be reached.
-        let machines =
-            (0..3).map(|node| Machine::new(Network::api_address(node), Network::mesh_address(node))).collect();
-        Self::joined(machines, Some(network))
+        let machine = |node| {
+            let mut machine = Machine::new(Network::api_address(node), Network::mesh_address(node));
+            machine.variables = variables.to_vec();
+            machine
+        };
+        Self::joined((0..3).map(machine).collect(), Some(network))
     }
 
     fn joined(machines: Vec<Machine>, network: Option<Network>) -> Self {

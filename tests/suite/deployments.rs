@@ -94,7 +94,6 @@ impl Yard {
         let machine = || {
             let mut machine = Machine::on_loopback();
             machine.variables = engines::variables();
-            machine.variables.extend(std::env::var_os("DEBUG_LOG").map(|l| ("MUSTER_LOG", l.into())));
             machine
         };
         let mesh = Mesh::of((0..3).map(|_| machine()).collect());

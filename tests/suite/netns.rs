@@ -1,9 +1,11 @@
 //! Three nodes with a network between them that fails: cut in two, cut in one direction, cut altogether, and lossy. Their
 //! APIs are asked over another network, which does not.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use muster_tests::api::{Answer, try_send};
+use muster_tests::engines;
 use muster_tests::groups::Need;
 use muster_tests::history::{Outcome, What};
 use muster_tests::mesh::Mesh;
@@ -13,6 +15,7 @@ use muster_tests::registers::{Asked, FAILOVER, Registers, model};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use serde_json::json;
 
 /// How long a node without a quorum may take to say so: a read two seconds, a write ten; and time to say it.
 const READ_LIMIT: Duration = Duration::from_secs(4);
@@ -22,6 +25,9 @@ const WRITE_LIMIT: Duration = Duration::from_secs(15);
 /// it again.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 const HEARD_AGAIN: Duration = Duration::from_secs(25);
+
+/// How long a caller may wait for a machine that says nothing any more: 20 s, and room for a busy machine.
+const SILENCE: Duration = Duration::from_secs(30);
 
 fn writes(what: What) -> bool {
     what.writes().is_some()
@@ -344,4 +350,58 @@ fn writes_go_on_while_one_packet_of_five_is_lost() {
 #[test]
 fn without_any_quorum_everybody_says_so_in_time_and_it_heals() {
     once("all apart", all_apart);
+}
+
+/// Ends the engines of a mesh, also when the test fails.
+struct Engines<'a>(&'a mut Mesh);
+
+impl Drop for Engines<'_> {
+    fn drop(&mut self) {
+        for machine in &mut self.0.machines {
+            machine.node = None;
+            engines::end_below(machine.home.path());
+        }
+    }
+}
+
+/// As one does that has lost its power: nobody closes the connections to it.
+#[test]
+fn a_request_to_a_model_whose_machine_falls_silent_ends_long_before_its_own_limit() {
+    if !Need::Networks.is_met("netns") {
+        return;
+    }
+    let mut mesh = Mesh::in_networks_with(&engines::variables());
+    let owner = (mesh.leader() + 1) % 3;
+    let asked = (owner + 1) % 3;
+    let engines = Engines(&mut mesh);
+    let mesh = &engines.0;
+    let key = mesh.api(asked).post("/api/credentials", &json!({"kind": "gateway", "label": "a test"})).expect(201);
+    let user = mesh.api(asked).with_key(key.body["key"].as_str().expect("a key"));
+    let slow = json!({
+        "node_id": owner + 1, "model_name": "slow", "engine": "sim", "gpu_memory_fraction": 0.5, "owner": "a test",
+        "extra_args": ["--tokens", "1000", "--tokens-per-second", "10"]
+    });
+    let _ = mesh.api(asked).post("/api/deployments/start", &slow).expect(200);
+    let path = "/v1/chat/completions";
+    let chat = |more: serde_json::Value| {
+        let mut chat = json!({"model": "slow", "messages": [{"role": "user", "content": "hi"}]});
+        more.as_object().expect("an object").iter().for_each(|(field, value)| chat[field] = value.clone());
+        chat
+    };
+    let short = chat(json!({"max_tokens": 1}));
+    wait_for(SILENCE, "the model to answer", || (user.post(path, &short).status == 200).then_some(()));
+    let request = user.request("POST", path).json(&chat(json!({"stream": true}))).timeout(3 * SILENCE);
+    let mut stream = request.send().expect("an answer");
+    let mut first = [0; 16];
+    stream.read_exact(&mut first).expect("a piece");
+    mesh.network().isolate(owner);
+    let begun = Instant::now();
+    let mut rest = Vec::new();
+    let whole = stream.read_to_end(&mut rest).is_ok() && String::from_utf8_lossy(&rest).contains("[DONE]");
+    println!("it ended {} ms after the silence began", begun.elapsed().as_millis());
+    assert!(!whole && begun.elapsed() < SILENCE, "{:?}", begun.elapsed());
+    // Whoever asks now is told so.
+    let begun = Instant::now();
+    user.post(path, &short).is_openai_error(502, "deployment_unreachable");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }

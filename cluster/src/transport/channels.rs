@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -75,6 +76,19 @@ async fn dial(
     connect(&address, Arc::new(config)).await
 }
 
+/// Has the system end a connection whose other machine says nothing any more. An answer may take minutes, and HTTP/1.1 has no
+/// signs of life of its own.
+fn notice_silence(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE_LIMIT)?;
+    sockopt::set_tcp_keepcnt(stream, 2)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    // For what has been sent: it is sent again for a quarter of an hour otherwise.
+    let limit = (KEEP_ALIVE + 2 * KEEP_ALIVE_LIMIT).as_millis();
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(limit).unwrap_or(u32::MAX))?;
+    Ok(())
+}
+
 impl Channels {
     /// No connection yet.
     #[must_use]
@@ -101,7 +115,9 @@ impl Channels {
     /// # Errors
     /// When the node is not known, can not be reached or is another one.
     pub async fn dial(&self, node: NodeId) -> io::Result<TlsStream<TcpStream>> {
-        dial(&self.identity, Arc::clone(&self.registered), node, PEER).await
+        let stream = dial(&self.identity, Arc::clone(&self.registered), node, PEER).await?;
+        notice_silence(stream.get_ref().0)?;
+        Ok(stream)
     }
 
     fn make(&self, node: NodeId) -> Channel {

@@ -108,7 +108,7 @@ fn deployments_are_listed_newest_first_until_they_are_deleted() {
 /// E-020 E-021
 #[test]
 fn a_manifest_holds_what_a_deployment_is_and_no_values_of_its_environment() {
-    let fleet = Fleet::start();
+    let fleet = Fleet::start_with(&[("MUSTER_GPUS", "none")]);
     let admin = fleet.admin();
     let created = admin.post("/api/deployments", &every_field()).expect(201).body;
     let hostname = admin.get("/api/nodes").expect(200).body[0]["hostname"].clone();

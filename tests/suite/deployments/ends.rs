@@ -17,7 +17,7 @@ fn seconds(time: &Value) -> i64 {
     ((days * 24 + number(11, 13)) * 60 + number(14, 16)) * 60 + number(17, 19)
 }
 
-/// E-059 E-071 E-073 E-231
+/// E-034 E-059 E-071 E-073 E-089 E-231
 #[test]
 fn the_time_of_a_deployment_begins_when_it_runs_and_at_its_end_it_is_expired() {
     // What expires by the time of the log needs a second voter after an election.

@@ -11,7 +11,7 @@ fn stop(api: &Api, id: u64) -> Value {
     api.post(&format!("/api/deployments/stop/{id}"), &json!({})).expect(200).body
 }
 
-/// E-026 E-032 E-044 E-046 E-047 E-051 E-054 E-058 E-065 E-066 E-067 E-069 E-073
+/// E-026 E-032 E-046 E-047 E-051 E-054 E-065 E-066 E-067 E-069 E-073
 #[test]
 fn a_deployment_starts_loads_runs_and_stops_and_nothing_of_it_is_left() {
     let park = Park::with(1, &[("MUSTER_PORTS", "8200-8201")]);
@@ -113,7 +113,7 @@ fn what_is_over_is_started_again_where_it_was() {
     assert_eq!(is(&admin, kept, "running")["gpu_ids"], json!([0]));
 }
 
-/// E-037 E-038
+/// E-038
 #[test]
 fn a_deleted_record_leaves_the_engine_alone_and_frees_its_names() {
     let mut park = Park::new(1);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Park, is, only, running, with};
 
-/// E-028 E-029 E-052 E-103 E-104 E-105 E-106 E-107 E-108
+/// E-028 E-029 E-103 E-104 E-105 E-107 E-108
 #[test]
 fn a_manifest_is_launched_where_the_request_says_and_with_the_values_that_it_brings() {
     let park = Park::new(2);

@@ -33,7 +33,7 @@ fn ids(user: &Api) -> Vec<String> {
     ids.collect()
 }
 
-/// E-255 E-256 E-259 E-260 E-261
+/// E-255 E-256 E-260 E-261
 #[test]
 fn a_name_means_the_best_that_fits_and_several_equals_are_not_guessed_between() {
     let park = Park::new(1);
@@ -98,7 +98,7 @@ fn a_name_means_the_best_that_fits_and_several_equals_are_not_guessed_between() 
     wait_for(PATIENCE, "the name to be gone", || (call(&user, "x").status == 404).then_some(()));
 }
 
-/// E-254 E-255
+/// E-055 E-254 E-256
 #[test]
 fn the_list_of_models_has_deployments_and_their_adapters_as_openai_shows_them() {
     let park = Park::new(1);

@@ -120,3 +120,21 @@ fn an_engine_of_an_old_epoch_is_ended_and_the_new_one_starts() {
     only(yard.engines(owner));
     yard.answers_everywhere("org/m");
 }
+
+/// It lost its power, and its disk with it.
+#[test]
+fn what_an_evicted_node_held_is_free_and_its_models_start_elsewhere() {
+    let mut yard = Yard::new();
+    let owner = follower(&yard);
+    let other = (owner + 1) % 3;
+    let id = yard.running(owner, &json!({}));
+    yard.mesh.machines[owner].kill();
+    let api = yard.api(other);
+    let _ = api.post(&format!("/api/nodes/{}/evict", owner + 1), &json!({})).expect(200);
+    let lost = is(&api, id, "error");
+    assert_eq!(lost["error_code"], json!("node_removed"), "{lost}");
+    super::call(&yard.user(other), "org/m").is_openai_error(404, "model_not_found");
+    api.post(&format!("/api/deployments/{id}/restart"), &json!({"owner": "a test"})).is_error(404, "NOT_FOUND");
+    running(&api, &json!({"node_id": other + 1}));
+    answers(&yard.user(other), "org/m");
+}

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Park, answers, ask, is, running, start, wanted, with};
 
-/// E-027 E-044 E-049
+/// E-027
 #[test]
 fn what_can_not_be_is_refused_with_a_reason_and_leaves_nothing() {
     let park = Park::new(1);
@@ -38,7 +38,7 @@ fn what_can_not_be_is_refused_with_a_reason_and_leaves_nothing() {
     answers(&park.user(), "org/m");
 }
 
-/// E-043 E-045 E-049 E-058
+/// E-058
 #[test]
 fn every_field_that_is_missing_or_wrong_is_named() {
     let park = Park::new(1);
@@ -62,7 +62,7 @@ fn every_field_that_is_missing_or_wrong_is_named() {
         admin.post("/api/deployments/start", &wanted(&changes)).names(fields);
     }
     // What a form sends back unchanged does not matter.
-    start(&admin, &json!({"status": "stopped", "id": 9, "last_error": null}));
+    running(&admin, &json!({"status": "stopped", "id": 9, "last_error": null}));
     assert_eq!(admin.get("/api/deployments").expect(200).body.as_array().map(Vec::len), Some(1));
 }
 

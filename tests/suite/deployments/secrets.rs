@@ -89,7 +89,7 @@ fn the_environment_reaches_the_engine_and_is_nowhere_else() {
     let log = [(PathBuf::from("the log"), park.fleet.home.log().into_bytes())];
     assert!(!holders(&living, "VISIBLE").is_empty() && !holders(&log, "TRACE").is_empty(), "the search works");
     for files in [&living[..], &later, &log] {
-        assert_eq!(holders(files, "CANARY"), [PathBuf::new(); 0]);
+        assert!(holders(files, "CANARY").is_empty(), "{:?}", holders(files, "CANARY"));
     }
     for answer in answers {
         assert!(!Answer::to_string(&answer).contains("CANARY"), "{answer}");

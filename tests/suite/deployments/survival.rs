@@ -121,3 +121,42 @@ fn an_owner_that_leads_is_killed_and_stops_what_was_stopped_meanwhile() {
     is(&yard.api(other), id, "running");
     yard.answers_everywhere("org/m");
 }
+
+#[test]
+fn engines_outlive_a_node_that_is_stopped_and_a_fleet_that_is_killed() {
+    let mut yard = Yard::new();
+    let owner = follower(&yard);
+    yard.running(owner, &json!({}));
+    let engine = only(yard.engines(owner));
+    yard.mesh.machines[owner].stop();
+    assert!(engine.runs());
+    yard.mesh.restart(owner);
+    yard.answers_everywhere("org/m");
+    yard.mesh.kill_all();
+    assert!(engine.runs());
+    for node in 0..3 {
+        yard.mesh.restart(node);
+    }
+    yard.mesh.ready();
+    yard.answers_everywhere("org/m");
+    assert_eq!(only(yard.engines(owner)), engine);
+}
+
+#[test]
+fn what_is_started_on_a_node_that_is_away_starts_when_it_comes_back() {
+    let mut yard = Yard::new();
+    let owner = follower(&yard);
+    let other = (owner + 1) % 3;
+    yard.mesh.machines[owner].kill();
+    let api = yard.api(other);
+    let there = |changes: Value| with(&changes, &json!({"node_id": owner + 1, "gpu_memory_fraction": 0.4}));
+    let kept = start(&api, &there(json!({})));
+    let dropped = start(&api, &there(json!({"model_name": "dropped"})));
+    super::call(&yard.user(other), "org/m").is_openai_error(503, "model_loading");
+    let _ = api.post(&format!("/api/deployments/stop/{dropped}"), &json!({})).expect(200);
+    yard.mesh.restart(owner);
+    is(&api, kept, "running");
+    is(&api, dropped, "stopped");
+    yard.answers_everywhere("org/m");
+    only(yard.engines(owner));
+}

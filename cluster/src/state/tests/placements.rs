@@ -145,8 +145,9 @@ fn a_deployment_holds_what_it_needs_until_its_node_says_that_nothing_is_left() {
 
 #[test]
 fn a_placement_goes_no_way_but_its_own() {
-    type Way = (Option<fn() -> Event>, fn() -> Event, Option<Status>);
-    let (loading, running, failed): (fn() -> Event, fn() -> Event, fn() -> Event) = (loading, running, failed);
+    type Told = fn() -> Event;
+    type Way = (Option<Told>, Told, Option<Status>);
+    let (loading, running, failed): (Told, Told, Told) = (loading, running, failed);
     let broken: fn() -> Event = || ended(failure("bad_args"));
     let away: fn() -> Event = || ended(None);
     let ways: [Way; 14] = [
