@@ -123,11 +123,15 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
         .fallback(no_route);
     let resources = with_wrong_method(resources).layer(middleware::from_fn_with_state(state.clone(), guard));
     let pages = with_wrong_method(health::guarded()).layer(middleware::from_fn_with_state(state.clone(), guard_pages));
-    OpenApiRouter::with_openapi(Description::openapi())
+    let (routes, mut document) = OpenApiRouter::with_openapi(Description::openapi())
         .merge(health::open())
         .merge(pages)
         .nest("/api", resources)
-        .split_for_parts()
+        .split_for_parts();
+    // The router's mark of a parameter that may hold slashes is not one of OpenAPI.
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
+    (routes, document)
 }
 
 /// Answers wrong methods. It has to come before the guard: an answer that is added after a layer is outside of it.
