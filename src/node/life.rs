@@ -316,6 +316,8 @@ impl Life {
     async fn start_anew(&mut self, node: Node, reception: Reception, supervision: Supervision, timing: Timing) -> End {
         tracing::info!(timing = timing.name(), "taking over another timing");
         let stop = self.stop.clone();
+        // Nobody waits for the end of an upload: it goes on afterwards.
+        self.host.files().cut();
         tokio::select! {
             () = reception.clients.drain(node.close_mesh()) => {}
             () = stop.cancelled() => return self.end(node, reception, supervision, Ok(())).await,
@@ -363,6 +365,8 @@ impl Life {
     ) -> End {
         let stop = self.stop.clone();
         let begun = Instant::now();
+        // Nobody waits for the end of an upload: it goes on afterwards.
+        self.host.files().cut();
         tokio::select! {
             () = reception.clients.drain(node.close_mesh()) => {}
             () = stop.cancelled() => {

@@ -212,7 +212,7 @@ impl Hosts {
         if node == self.node {
             return FilesOf::own(Arc::clone(self.own.files()));
         }
-        FilesOf::of(node, Arc::clone(&self.channels))
+        FilesOf::of(node, Arc::clone(&self.channels), Arc::clone(self.own.files()))
     }
 
     async fn ask(&self, node: NodeId) -> Result<Arc<Seen>, NoSight> {

@@ -130,12 +130,16 @@ fn described(state: &ApiState) -> (Router<ApiState>, Document) {
     let pages = with_wrong_method(health::guarded()).layer(middleware::from_fn_with_state(state.clone(), guard_pages));
     let sockets = with_wrong_method(events::router());
     let sockets = sockets.layer(middleware::from_fn_with_state(state.clone(), guard_sockets));
-    OpenApiRouter::with_openapi(Description::openapi())
+    let (routes, mut document) = OpenApiRouter::with_openapi(Description::openapi())
         .merge(health::open())
         .merge(pages)
         .merge(sockets)
         .nest("/api", resources)
-        .split_for_parts()
+        .split_for_parts();
+    // The router's mark of a parameter that may hold slashes is not one of OpenAPI.
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
+    (routes, document)
 }
 
 /// Answers wrong methods. It has to come before the guard: an answer that is added after a layer is outside of it.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 
 use muster_tests::api::send;
+use muster_tests::fleet::PATIENCE;
 use muster_tests::process::wait_for;
 use serde_json::{Value, json};
 
@@ -167,6 +168,35 @@ fn an_upload_outlives_the_node_that_it_goes_to() {
     let _ = site.other().finish(&session).expect(200);
     let kept = files(&site.models().join("again"));
     assert!(kept["w.bin"] == whole && kept["config.json"] == b"{}", "other bytes");
+}
+
+#[test]
+fn an_upload_goes_on_when_another_process_takes_its_node_over() {
+    let site = Site::new();
+    let whole = content(3 << 20, 17);
+    let session = site.caller().begin("taken-over");
+    let path = format!("local-models/upload/{session}/file?path=w.bin");
+    let headers = format!("content-length: {}\r\n", whole.len());
+    let cut = site.caller().begin_request("PUT", &path, &headers, &whole[..1 << 20]);
+    let file = site.models().join(format!(".tmp/upload-{}/partial/w.bin", session.replace('-', "")));
+    wait_for(SOON, "some of it on the disk", || (fs::metadata(&file).ok()?.len() == 1 << 20).then_some(()));
+    let before = site.mesh.machines[0].home.log().len();
+    let mut successor = site.mesh.machines[0].home.start(&mut site.mesh.command(0, &["--take-over"]));
+    assert_eq!(status(cut), 503, "two processes must not write one file");
+    wait_for(PATIENCE, "the successor to serve", || {
+        assert!(successor.ended().is_none(), "it ended instead of serving");
+        site.mesh.machines[0].home.log()[before..].contains("the successor serves").then_some(())
+    });
+    let length = wait_for(SOON, "the successor to work with the files", || {
+        let answer = site.caller().length(&session, "w.bin");
+        (answer.status == 200).then(|| answer.body["length"].as_u64())?
+    });
+    assert_eq!(length, 1 << 20);
+    let _ = site.other().send("PUT", &format!("{path}&offset={length}"), &whole[1 << 20..]).expect(200);
+    let _ = site.caller().finish(&session).expect(200);
+    assert!(fs::read(site.models().join("taken-over/w.bin")).expect("a file") == whole, "other bytes");
+    successor.terminate();
+    assert!(successor.wait(PATIENCE).success());
 }
 
 /// E-142

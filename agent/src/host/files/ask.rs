@@ -63,6 +63,8 @@ enum Whose {
 struct Other {
     node: NodeId,
     channels: Arc<Channels>,
+    /// This node's own, which know when streams have to end.
+    own: Arc<OwnFiles>,
 }
 
 impl Other {
@@ -101,12 +103,15 @@ impl Other {
     {
         let pace = Pace::new();
         let sending = call(self.client(), Paced::new(parts(head, content), pace.clone()));
-        tokio::select! {
-            answer = sending => self.judge(answer),
-            waited = pace.stalls(STALL, limit) => {
-                Err(FilesProblem::unreachable(self.node, format!("it has not gone on within {waited:?}")))
+        let working = async {
+            tokio::select! {
+                answer = sending => self.judge(answer),
+                waited = pace.stalls(STALL, limit) => {
+                    Err(FilesProblem::unreachable(self.node, format!("it has not gone on within {waited:?}")))
+                }
             }
-        }
+        };
+        self.own.uncut(working).await
     }
 }
 
@@ -115,8 +120,8 @@ impl FilesOf {
         Self(Whose::Own(files))
     }
 
-    pub(in super::super) fn of(node: NodeId, channels: Arc<Channels>) -> Self {
-        Self(Whose::Other(Other { node, channels }))
+    pub(in super::super) fn of(node: NodeId, channels: Arc<Channels>, own: Arc<OwnFiles>) -> Self {
+        Self(Whose::Other(Other { node, channels, own }))
     }
 
     /// The models in the hub's cache.

@@ -1,7 +1,7 @@
 //! The files of this node: opened when it begins to supervise what runs on it, closed when another process does.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use muster_cluster::ids::NodeId;
@@ -45,6 +45,8 @@ pub struct OwnFiles {
     config: FilesConfig,
     stage: watch::Sender<Stage>,
     occupied: Arc<Occupied>,
+    /// Ends the streams that are under way, and those that begin until this node supervises again.
+    streams: Mutex<CancellationToken>,
 }
 
 impl std::fmt::Debug for OwnFiles {
@@ -55,7 +57,7 @@ impl std::fmt::Debug for OwnFiles {
 
 impl OwnFiles {
     pub(crate) fn new(config: FilesConfig) -> Self {
-        Self { config, stage: watch::Sender::new(Stage::Closed), occupied: Arc::default() }
+        Self { config, stage: watch::Sender::new(Stage::Closed), occupied: Arc::default(), streams: Mutex::default() }
     }
 
     /// Where they lie.
@@ -66,6 +68,7 @@ impl OwnFiles {
     /// Opens them, unless they are open, and goes on trying if that fails. Until they are open every call is refused.
     pub(crate) async fn open(&self, published: Arc<Published>, node: NodeId) {
         self.occupied.see(published, node);
+        *self.streams.lock().unwrap_or_else(PoisonError::into_inner) = CancellationToken::new();
         while !matches!(&*self.stage.borrow(), Stage::Open(_)) {
             let in_use = Arc::clone(&self.occupied) as Arc<dyn InUse>;
             let stage = match Files::open(self.config.clone(), in_use).await {
@@ -91,8 +94,29 @@ impl OwnFiles {
         self.stage.send_replace(Stage::Open(Open { files, closing: CancellationToken::new() }));
     }
 
+    /// Cuts off what clients send through this process, to this node or another, because it is about to stop or to start anew.
+    /// Uploads can go on from there; pulls are left alone.
+    pub fn cut(&self) {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).cancel();
+    }
+
+    /// Works with a stream until it is cut off.
+    pub(super) async fn uncut<T, E: From<Refused>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        tokio::select! {
+            biased;
+            () = streams.cancelled() => Err(Refused {
+                kind: ErrorKind::Busy,
+                message: "this node starts anew or stops; go on, or send it again, in a moment".to_owned(),
+            }
+            .into()),
+            done = work => done,
+        }
+    }
+
     /// Closes them: what is under way is cut off, uploads so that they can go on.
     pub(crate) fn close(&self) {
+        self.cut();
         if let Stage::Open(open) = self.stage.send_replace(Stage::Closed) {
             open.closing.cancel();
         }
@@ -191,9 +215,9 @@ impl OwnFiles {
     pub(super) async fn write(&self, head: WriteHead, content: Pieces) -> Result<Received, Refused> {
         let WriteHead { id: session, path, offset } = head;
         let session = id(&session)?;
-        let received = self
-            .with(|files| async move { Box::pin(files.uploads.write(session, &path, offset, content)).await })
-            .await?;
+        let working =
+            self.with(|files| async move { Box::pin(files.uploads.write(session, &path, offset, content)).await });
+        let received = self.uncut(working).await?;
         Ok(Received { bytes: received.bytes, length: received.length })
     }
 
@@ -211,9 +235,9 @@ impl OwnFiles {
 
     pub(super) async fn archive(&self, head: ArchiveHead, content: Pieces) -> Result<Arrived, Refused> {
         let ArchiveHead { name, file_name, declared } = head;
-        let arrived = self
-            .with(|files| async move { Box::pin(files.uploads.archive(&name, &file_name, declared, content)).await })
-            .await?;
+        let working = self
+            .with(|files| async move { Box::pin(files.uploads.archive(&name, &file_name, declared, content)).await });
+        let arrived = self.uncut(working).await?;
         Ok(arrived.into())
     }
 
@@ -224,9 +248,9 @@ impl OwnFiles {
 
     pub(super) async fn upload_package(&self, head: PackageHead, content: Pieces) -> Result<Package, Refused> {
         let PackageHead { file_name, declared } = head;
-        let package = self
-            .with(|files| async move { Box::pin(files.packages.upload(&file_name, declared, content)).await })
-            .await?;
+        let working =
+            self.with(|files| async move { Box::pin(files.packages.upload(&file_name, declared, content)).await });
+        let package = self.uncut(working).await?;
         Ok(package.into())
     }
 
