@@ -281,7 +281,7 @@ impl Worker {
         &self,
         meant: &Meant,
         seat: &deployments::Replica,
-    ) -> Result<Option<(Arc<Target>, Option<Busy>)>, GatewayError> {
+    ) -> Result<Option<Reached>, GatewayError> {
         let shared = &self.0.gateway.shared;
         let of =
             ReplicaOf { placement: seat.placement, epoch: seat.epoch, name: &meant.name, model_id: &meant.model_id };
@@ -395,6 +395,9 @@ fn json(body: Bytes) -> Response<GatewayBody> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
+
+/// How a replica is called, and what has its engine count as busy if it is one of this node.
+type Reached = (Arc<Target>, Option<Busy>);
 
 /// How long a replica may take to be connected to when there is another one.
 const NEXT_AFTER: Duration = Duration::from_millis(800);
