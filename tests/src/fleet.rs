@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -20,6 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Home {
     directory: tempfile::TempDir,
     data: PathBuf,
+    ports: String,
 }
 
 /// What a command led to.
@@ -59,6 +61,14 @@ impl Outcome {
     }
 }
 
+/// Ports for what is deployed in a home: others than those of other homes of this test, and of tests that run beside it.
+fn ports() -> String {
+    static HOMES: AtomicU32 = AtomicU32::new(0);
+    let (test, home) = (std::process::id() % 200, HOMES.fetch_add(1, Ordering::Relaxed) % 5);
+    let first = 10_000 + test * 100 + home * 20;
+    format!("{first}-{}", first + 19)
+}
+
 impl Default for Home {
     fn default() -> Self {
         Self::new()
@@ -74,7 +84,7 @@ impl Home {
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("muster-").tempdir().expect("a directory");
         let data = directory.path().join("data");
-        Self { directory, data }
+        Self { directory, data, ports: ports() }
     }
 
     /// An empty one, whose data lie on another disk.
@@ -105,6 +115,7 @@ impl Home {
         command.args(arguments).env_clear().env("HOME", self.path()).env("MUSTER_DATA_DIR", self.data());
         // Tests run beside each other, and would all want the same port.
         command.env("MUSTER_MESH", "127.0.0.1:0").env("MUSTER_PROXY", "127.0.0.1:0");
+        command.env("MUSTER_PORTS", &self.ports);
         // The machine may be in a tailnet.
         command.env("MUSTER_TAILSCALE", "off");
         // Nor are the containers of the machine any test's business.

@@ -277,11 +277,7 @@ impl Worker {
     }
 
     /// How a replica is called; `None` if this node has it and does not serve it now.
-    fn reach(
-        &self,
-        meant: &Meant,
-        seat: &deployments::Replica,
-    ) -> Result<Option<Reached>, GatewayError> {
+    fn reach(&self, meant: &Meant, seat: &deployments::Replica) -> Result<Option<Reached>, GatewayError> {
         let shared = &self.0.gateway.shared;
         let of =
             ReplicaOf { placement: seat.placement, epoch: seat.epoch, name: &meant.name, model_id: &meant.model_id };

@@ -243,11 +243,10 @@ pub(super) fn begin(step: &mut Step<'_>, deployment: &mut Deployment, seats: &[S
     if wish.node_id.is_some() && seats.is_empty() {
         return Err(refused(RefusalKind::Conflict, "there is nowhere to start it"));
     }
-    let replicas = wish.replicas.max(1) as usize;
+    let replicas = (wish.replicas.max(1) as usize).max(seats.len());
     for old in of(step, deployment.id)? {
         step.remove::<Placement>(key(old.deployment, old.ordinal));
     }
-    let seats = seats.get(..replicas).unwrap_or(seats);
     for (ordinal, seat) in (0..).zip(seats.iter().map(Some).chain(std::iter::repeat(None)).take(replicas)) {
         let placement = Placement {
             deployment: deployment.id,

@@ -133,7 +133,7 @@ fn a_manifest_holds_what_a_deployment_is_and_no_values_of_its_environment() {
             "extra_packages": sent["extra_packages"],
             "lora_modules": sent["lora_modules"],
             "env_var_keys": ["HF_TOKEN", "LEVEL"],
-            "gpu": {"ids": [0, 2], "memory_fraction": 0.35, "tensor_parallel_size": 2, "names": ["Simulated GPU"]},
+            "gpu": {"ids": [0, 2], "memory_fraction": 0.35, "tensor_parallel_size": 2, "names": []},
             "node": {"hostname": hostname},
             "owner": "team a",
             "created_at": created["created_at"],
@@ -159,7 +159,9 @@ fn what_makes_no_sense_is_refused_and_nothing_is_stored() {
         (json!({"extra_args": ["--port=1"]}), &["extra_args[0]"]),
         (json!({"env_vars": [{"key": "A B", "value": ""}]}), &["env_vars[0]"]),
         (json!({"status": "running"}), &["status"]),
-        (json!({"replicas": 2}), &["replicas"]),
+        (json!({"replicas": 65}), &["replicas"]),
+        (json!({"replicas": 2, "node_id": 1}), &["replicas"]),
+        (json!({"on_node_loss": "panic"}), &["on_node_loss"]),
     ] {
         let answer = admin.post("/api/deployments", &with(&deployment(), &changes));
         answer.is_error(422, "UNPROCESSABLE_ENTITY");

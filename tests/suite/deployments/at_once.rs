@@ -36,7 +36,7 @@ fn of_two_starts_for_one_gpu_one_port_or_one_name_exactly_one_wins() {
                 "a GPU",
                 json!({"model_name": a, "gpu_memory_fraction": 0.6}),
                 json!({"model_name": b, "gpu_memory_fraction": 0.6}),
-                "GPU 0 of node 2 would be claimed to 120.00 %",
+                "on node 2: GPU 0: 1.2 of 1 claimed",
             ),
             (
                 "a port",

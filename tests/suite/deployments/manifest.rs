@@ -11,7 +11,7 @@ fn a_manifest_is_launched_where_the_request_says_and_with_the_values_that_it_bri
     let admin = park.admin();
     let changes = json!({
         "gpu_ids": [1], "gpu_memory_fraction": 0.25, "extra_args": ["--tokens", "7"], "max_failed_restarts": 2,
-        "env_vars": [{"key": "TOKEN", "value": "first"}], "lora_modules": [{"name": "sql", "path": "/sql"}],
+        "env_vars": [{"key": "TOKEN", "value": "first"}], "lora_modules": [{"name": "sql", "path": "org/sql"}],
         "engine_args": {"max_model_len": 512}, "duration_seconds": 3600
     });
     let first = running(&admin, &changes);
@@ -39,7 +39,7 @@ fn a_manifest_is_launched_where_the_request_says_and_with_the_values_that_it_bri
         ("gpu_ids", json!([1])),
         ("gpu_memory_fraction", json!(0.25)),
         ("extra_args", json!(["--tokens", "7"])),
-        ("lora_modules", json!([{"name": "sql", "path": "/sql"}])),
+        ("lora_modules", json!([{"name": "sql", "path": "org/sql"}])),
         ("engine_args", json!({"max_model_len": 512})),
     ] {
         assert_eq!(second[field], value, "{field}");
@@ -78,7 +78,7 @@ fn a_manifest_that_is_none_is_refused() {
         assert!(refused.body["detail"].as_str().expect("a reason").contains(reason), "{refused}");
     }
     launch(good.clone(), &json!({"owner": null})).names(&["owner"]);
-    launch(good.clone(), &json!({"node_id": null})).names(&["node_id"]);
+    launch(good.clone(), &json!({"node_id": "one"})).names(&["node_id"]);
     launch(good.clone(), &json!({"model_name": "other"})).names(&["model_name"]);
     launch(good.clone(), &json!({"node_id": 9})).is_error(404, "NOT_FOUND");
     launch(json!([]), &json!({})).names(&["manifest"]);

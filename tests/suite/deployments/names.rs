@@ -86,7 +86,7 @@ fn a_name_means_the_best_that_fits_and_several_equals_are_not_guessed_between() 
     // What a name is served as comes before what a model is called, which comes before an adapter.
     running(&admin, &of_words(11, &json!({"model_name": "other", "engine_args": {"served_model_name": "org/m"}})));
     assert_eq!(words(&call(&user, "org/m").expect(200)), 11);
-    running(&admin, &of_words(13, &json!({"model_name": "base", "lora_modules": [{"name": "slow", "path": "/l"}]})));
+    running(&admin, &of_words(13, &json!({"model_name": "base", "lora_modules": [{"name": "slow", "path": "org/l"}]})));
     assert_eq!(words(&call(&user, "slow").expect(200)), 7, "a model's name before an adapter's");
     let _ = admin.post(&format!("/api/deployments/stop/{z}"), &json!({})).expect(200);
     is(&admin, z, "stopped");
@@ -103,7 +103,7 @@ fn a_name_means_the_best_that_fits_and_several_equals_are_not_guessed_between() 
 fn the_list_of_models_has_deployments_and_their_adapters_as_openai_shows_them() {
     let park = Park::new(1);
     let (admin, user) = (park.admin(), park.user());
-    let adapters = json!([{"name": "sql", "path": "/sql"}, {"name": "law", "path": "/law"}]);
+    let adapters = json!([{"name": "sql", "path": "org/sql"}, {"name": "law", "path": "org/law"}]);
     let changes = json!({"lora_modules": adapters, "engine_args": {"served_model_name": "ours"}, "owner": "team a"});
     let id = running(&admin, &changes);
     let _ = admin.post("/api/models", &json!({"name": "registered", "provider": "openai", "modelId": "x"})).expect(201);

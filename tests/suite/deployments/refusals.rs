@@ -16,7 +16,7 @@ fn what_can_not_be_is_refused_with_a_reason_and_leaves_nothing() {
         (json!({"node_id": 9}), 404, "NOT_FOUND", "node 9"),
         (json!({"gpu_ids": [7]}), 400, "BAD_REQUEST", "no GPU 7; it has 0, 1"),
         (json!({"gpu_ids": [1], "port": 8600}), 409, "CONFLICT", "port 8600 of node 1 is held by deployment 1 (org/m)"),
-        (json!({"gpu_memory_fraction": 0.5}), 409, "CONFLICT", "GPU 0 of node 1"),
+        (json!({"gpu_memory_fraction": 0.5}), 409, "CONFLICT", "on node 1: GPU 0"),
         (json!({"gpu_ids": [1], "model_name": "org/m"}), 409, "CONFLICT", "\"org/m\" is served by deployment 1"),
         (json!({"gpu_ids": null, "tensor_parallel_size": 3, "gpu_memory_fraction": 0.1}), 409, "CONFLICT", "3 GPUs"),
         (json!({"engine": "vllm", "gpu_ids": [1]}), 409, "CONFLICT", "engine_vllm"),
@@ -46,7 +46,7 @@ fn every_field_that_is_missing_or_wrong_is_named() {
     for (changes, fields) in [
         (json!({"owner": null}), &["owner"][..]),
         (json!({"owner": ""}), &["owner"]),
-        (json!({"node_id": null}), &["node_id"]),
+        (json!({"node_id": "one"}), &["node_id"]),
         (json!({"model_name": null, "gpu_memory_fraction": null}), &["model_name", "gpu_memory_fraction"]),
         (json!({"gpu_memory_fraction": 1.01}), &["gpu_memory_fraction"]),
         (json!({"gpu_ids": [0, 0]}), &["gpu_ids"]),
@@ -119,7 +119,7 @@ fn a_served_name_is_one_deployments_alone_and_another_is_suggested() {
     for blank in ["name=", "name=%20", ""] {
         assert_eq!(check(blank), free, "{blank:?}");
     }
-    let adapters = json!([{"name": "a1", "path": "/a1"}, {"name": "a2", "path": "/a2"}]);
+    let adapters = json!([{"name": "a1", "path": "org/a1"}, {"name": "a2", "path": "org/a2"}]);
     running(&admin, &small(json!({"engine_args": {"served_model_name": "alias"}, "lora_modules": adapters})));
     for name in ["alias", "a1", "a2"] {
         assert_eq!(check(&format!("name={name}"))["conflict_id"], json!(3), "{name}");

@@ -162,7 +162,7 @@ fn nothing_but_the_routes_of_inference_reaches_the_engine_however_it_is_spelled(
 fn any_name_of_the_deployment_reaches_its_engine_and_comes_back() {
     let place = Place::new();
     let door = place.serve(&json!({
-        "lora_modules": [{"name": "adapter", "path": "/x"}], "extra_args": ["--enable-lora"]
+        "lora_modules": [{"name": "adapter", "path": "org/x"}], "extra_args": ["--enable-lora"]
     }));
     for name in ["ours", "org/model", "adapter"] {
         let answer = door.user().post(CHAT, &chat(name)).expect(200).body;
