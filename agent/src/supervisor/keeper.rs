@@ -14,6 +14,7 @@ use super::{PAUSE, Sought, Tools, Wish};
 use crate::engine::health::{Change, Health, Monitor, Patience, Probe};
 use crate::engine::metrics::{Tally, Totals, UsageMeter};
 use crate::engine::restarts::{Next, Restarts, given_up};
+use crate::leases::boot_time;
 use crate::logs::Follower;
 use crate::runtime::{Endpoint, Found, Progress, Runtime, RuntimeError, UnitId, UnitState};
 
@@ -35,6 +36,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long the last lines of an engine that has ended may take to come.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How long an engine that is ready waits for its lease before callers are told of it, and how often it looks.
+const LEASE_LIMIT: Duration = Duration::from_secs(2);
+const LEASE_POLL: Duration = Duration::from_millis(10);
 
 /// How many lines of an engine wait to be looked at.
 const LINES: usize = 256;
@@ -312,6 +317,15 @@ impl Keeper<'_> {
                         Some(Change::Ready) => {
                             restarts.ready();
                             let lease = self.order.leased.then(|| self.tools.leases.of(self.unit));
+                            if let Some(lease) = &lease {
+                                // Nobody shall be sent here before requests are let in.
+                                let renewed = async {
+                                    while !lease.is_good(boot_time()) {
+                                        tokio::time::sleep(LEASE_POLL).await;
+                                    }
+                                };
+                                let _ = tokio::time::timeout(LEASE_LIMIT, renewed).await;
+                            }
                             self.tools.serving.open(self.unit, endpoint.clone(), lease);
                             self.tools.observed.note(self.unit, |seen| {
                                 seen.detail.clear();

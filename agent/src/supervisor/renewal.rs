@@ -42,20 +42,26 @@ async fn renewing(tools: &Tools) {
         // One that is new waits for nothing.
         if !units.is_empty() && (due || !units.is_subset(&before)) {
             last = Some(tokio::time::Instant::now());
-            renew(tools, &units).await;
-            before = units;
+            before = renew(tools, &units).await;
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-async fn renew(tools: &Tools, units: &HashSet<UnitId>) {
-    let Some(leader) = tools.consensus.status().leader else { return };
+/// Asks the leader once, and says what it has renewed.
+async fn renew(tools: &Tools, units: &HashSet<UnitId>) -> HashSet<UnitId> {
+    let Some(leader) = tools.consensus.status().leader else { return HashSet::new() };
     let asked: Vec<_> = units.iter().copied().collect();
     let at = boot_time();
     match tools.hosts.renew(leader, &asked).await {
-        Ok(renewed) => tools.leases.renewed(at, units, renewed.into_iter()),
-        Err(error) => tracing::debug!(%error, "leases are not renewed"),
+        Ok(renewed) => {
+            tools.leases.renewed(at, units, renewed.iter().copied());
+            renewed.into_iter().collect()
+        }
+        Err(error) => {
+            tracing::debug!(%error, "leases are not renewed");
+            HashSet::new()
+        }
     }
 }
 

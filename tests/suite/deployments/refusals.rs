@@ -28,7 +28,13 @@ fn what_can_not_be_is_refused_with_a_reason_and_leaves_nothing() {
     // GPUs may be full to the brim, and no further.
     running(&admin, &with(&other, &json!({"gpu_memory_fraction": 0.4})));
     let brim = ask(&admin, &json!({"model_name": "org/third", "gpu_memory_fraction": 0.01}));
-    assert!(brim.is_error(409, "CONFLICT").body["detail"].as_str().expect("a reason").contains("1, 2"), "{brim}");
+    assert!(
+        brim.is_error(409, "CONFLICT").body["detail"]
+            .as_str()
+            .expect("a reason")
+            .contains("deployment 1; deployment 2"),
+        "{brim}"
+    );
     let list = admin.get("/api/deployments").expect(200).body;
     assert_eq!(list.as_array().map(Vec::len), Some(2), "{list}");
     assert_eq!(park.engines().len(), 2);

@@ -148,12 +148,13 @@ fn where_there_is_no_place_it_is_said_why_and_one_that_becomes_free_is_taken() {
     let id = start(&api, &anywhere(&json!({"replicas": 1})));
     let why = wait_for(MOVED, "an explanation", || {
         let why = api.get(&format!("/api/deployments/{id}/explain")).expect(200).body;
-        (why["now"].as_array()?.len() == 3).then_some(why)
+        let now = why["now"].as_array()?.clone();
+        // A node may not have heard of all others yet.
+        (now.len() == 3 && now.iter().all(|node| node["why"].to_string().contains("GPU"))).then_some(why)
     });
     assert_eq!(why["placements"][0]["node_id"], Value::Null);
     for node in why["now"].as_array().expect("nodes") {
         assert_eq!(node["verdict"], "refused", "{why}");
-        assert!(node["why"].as_str().expect("a text").contains("GPU"), "{why}");
     }
     assert_eq!(look(&api, id).expect("there")["status"], "starting");
     assert_eq!(call(&yard.user(1), "org/m").status, 503);
