@@ -18,7 +18,7 @@ use muster_cluster::state::{Changes, Damaged, Row, View, holds, on_node_loss};
 
 pub use considered::{Considering, consider};
 
-use crate::host::Host;
+use crate::host::{Belonging, Host};
 use crate::runtime::UnitId;
 
 /// How often it looks, whatever has changed.
@@ -27,6 +27,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// A replica that has lost its node and was given to another one is not moved again for so long, so that a link that comes and goes
 /// moves nothing twice.
 const SETTLED: Duration = Duration::from_secs(60);
+
+/// How long a node that has never been heard is waited for, after it has joined or the office has begun.
+const HEARD_LIMIT: Duration = Duration::from_secs(10);
 
 /// The longest text that is kept of how a place was found, in bytes.
 const TOLD: usize = 2000;
@@ -56,8 +59,9 @@ impl Duty for Scheduler {
             let published = Arc::clone(leader.consensus().published());
             let mut changes = published.changes(published.view().index());
             let mut told = HashSet::new();
+            let begun = Instant::now();
             loop {
-                if let Err(error) = pass(&host, &leader, &mut told).await {
+                if let Err(error) = pass(&host, &leader, begun, &mut told).await {
                     tracing::warn!(error, "replicas wait for their places");
                 }
                 let _ = tokio::time::timeout(PERIOD, concerned(&mut changes)).await;
@@ -126,12 +130,29 @@ fn is_settled(placement: &Placement, view: &View) -> bool {
     view.time().is_ok_and(|now| now.0.saturating_sub(placement.placed_ms) >= settled)
 }
 
+/// Whether it is known of every node whether it answers. One that has just joined, or that a new leader has not heard of yet, is
+/// waited for: otherwise everything would go to the leader's own node.
+fn all_known(view: &View, node: &Belonging, leader: &Leader, begun: Instant) -> Result<bool, Damaged> {
+    let (roster, own, now) = (node.gossip.roster(), leader.consensus().status().node, view.time()?);
+    let patience = u64::try_from(HEARD_LIMIT.as_millis()).unwrap_or(u64::MAX);
+    let unknown = |one: &muster_cluster::rows::Node| {
+        let id = NodeId(one.id);
+        let young = begun.elapsed() < HEARD_LIMIT || now.0.saturating_sub(one.created_ms) < patience;
+        id != own && young && roster.node(id).is_none()
+    };
+    Ok(!view.nodes()?.iter().any(|stored| unknown(&stored.row)))
+}
+
 /// Looks once at everything. What has been said of a replica is not said again until something changes.
-async fn pass(host: &Host, leader: &Leader, told: &mut HashSet<UnitId>) -> Result<(), String> {
+async fn pass(host: &Host, leader: &Leader, begun: Instant, told: &mut HashSet<UnitId>) -> Result<(), String> {
     let Some(node) = host.node() else { return Ok(()) };
     let (view, now) = (leader.consensus().local(), Instant::now());
     let needs = needs(host, &view, now).map_err(|damaged| damaged.to_string())?;
+    let known = all_known(&view, &node, leader, begun).map_err(|damaged| damaged.to_string())?;
     for (deployment, placement, need) in needs {
+        if !known && matches!(need, Need::First) {
+            continue;
+        }
         let (id, lost) = (unit(&placement), matches!(need, Need::Lost(_)));
         if lost && placement.moved && !is_settled(&placement, &view) {
             continue;
