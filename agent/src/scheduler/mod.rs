@@ -148,6 +148,8 @@ async fn pass(host: &Host, leader: &Leader, begun: Instant, told: &mut HashSet<U
     let Some(node) = host.node() else { return Ok(()) };
     let (view, now) = (leader.consensus().local(), Instant::now());
     let needs = needs(host, &view, now).map_err(|damaged| damaged.to_string())?;
+    let waiting: HashSet<_> = needs.iter().map(|(_, placement, _)| unit(placement)).collect();
+    told.retain(|unit| waiting.contains(unit));
     let known = all_known(&view, &node, leader, begun).map_err(|damaged| damaged.to_string())?;
     for (deployment, placement, need) in needs {
         if !known && matches!(need, Need::First) {
